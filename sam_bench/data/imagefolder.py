@@ -1,0 +1,74 @@
+"""Any tree of train/CLASS/IMAGE and val/CLASS/IMAGE, such as ImageNet or Tiny ImageNet, through timm's loader.
+
+Training takes timm's standard random resized crop and flip, testing its centre crop; both normalise with ImageNet's
+statistics, as every published recipe for such sets does.
+"""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from timm.data import ImageDataset, create_loader
+from torch import Tensor
+
+from sam_bench.data.sampling import balanced_subset, check_batch, epoch_seed
+from sam_bench.errors import SettingError
+from sam_bench.settings import DatasetSettings
+
+
+class ImageFolderData:
+    """The batches of a folder of images, see `sam_bench.data.Data`."""
+
+    channels = 3
+
+    def __init__(self, settings: DatasetSettings, batch_size: int, device: torch.device, seed: int) -> None:
+        if settings.root is None or settings.image_size is None:
+            raise SettingError("dataset.root, dataset.image_size: imagefolder needs both")
+        parts = {}
+        for part in ("train", "val"):
+            folder = settings.root / part
+            if not folder.is_dir():
+                raise SettingError(f"dataset.root={settings.root}: it needs a folder {part}/ of class folders")
+            try:
+                parts[part] = ImageDataset(str(folder))
+            except RuntimeError as error:  # no image in it
+                raise SettingError(f"dataset.root={settings.root}: {str(error).splitlines()[0]}") from error
+        train, val = (parts[part].reader for part in ("train", "val"))
+        if train.class_to_idx != val.class_to_idx:
+            odd = sorted(set(train.class_to_idx) ^ set(val.class_to_idx))
+            raise SettingError(f"dataset.root={settings.root}: in only one of train/ and val/: {', '.join(odd[:5])}")
+        labels = torch.tensor([label for _, label in train.samples])
+        train.samples = [train.samples[i] for i in balanced_subset(labels, settings.subset).tolist()]
+        check_batch(batch_size, len(train.samples))
+
+        self.seed = seed
+        self.classes, self.image_size = len(train.class_to_idx), settings.image_size
+        self.train_size, self.test_size = len(train.samples), len(val.samples)
+        self.steps_per_epoch = self.train_size // batch_size
+        self.train_loader, self.test_loader = (
+            create_loader(
+                parts[part],
+                input_size=(3, settings.image_size, settings.image_size),
+                batch_size=batch_size,
+                is_training=part == "train",
+                color_jitter=0.0,
+                num_workers=settings.workers,
+                pin_memory=device.type == "cuda",
+                device=device,
+                persistent_workers=False,  # fresh workers take the epoch's seed, which an exact resume needs
+            )
+            for part in ("train", "val")
+        )
+
+    def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Whole batches in random order; workers, and without them the transforms, follow the global generators."""
+        seed = epoch_seed(self.seed, epoch)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield from self.train_loader
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every test image once."""
+        yield from self.test_loader

@@ -1,0 +1,190 @@
+"""The step that all methods share, and by itself the plain one: g = ∇L(θ), then the base step along g.
+
+A method is a subclass that overrides `gradient`: it may evaluate the closure as often as it needs and at other weights
+(`perturbed`), and leaves in `.grad` the direction the base optimizer is to step along, and θ itself in the weights.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+Closure = Callable[[], Tensor]
+TINY = 1e-12  # keeps ρ/‖g‖ finite at a stationary point; far below the rounding of any norm that matters
+
+
+class Descent(Optimizer):
+    """A base optimizer under this package's contract: `step(closure)`, counted cost, one `state_dict`.
+
+    It shares `param_groups` and `state` with `base`, so schedulers, clipping and hooks see one optimizer.
+
+    Args:
+        base: any ready `torch.optim.Optimizer` that does not evaluate the closure itself.
+        model: where BatchNorm layers are to be found; their statistics then move once a step.
+
+    Raises:
+        ValueError: `base` needs the closure for itself (LBFGS).
+
+    """
+
+    propagations_if_aware = 1.0  # forward-backward pairs of one sharpness-aware step; 1: the method has none
+
+    def __init__(self, base: Optimizer, model: nn.Module | None = None) -> None:
+        if isinstance(base, torch.optim.LBFGS):
+            raise ValueError("Invalid base: LBFGS evaluates the closure itself (any first-order optimizer)")
+        super().__init__(base.param_groups, base.defaults)
+        self.base = base
+        self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if model is not None else []
+        self.counts: dict[str, float] = {"propagations": 0.0, "forwards": 0.0, "sharpness_aware_steps": 0}
+        self._scratch: dict[str, dict[Tensor, Tensor]] = {}
+        self._share()
+
+    # ------------------------------------------------------------------------------------------------ the step
+
+    @torch.no_grad()
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+        """One update. `closure` does zero_grad, forward and backward and returns the loss.
+
+        Returns the loss of the first forward pass, at θ, still on its device.
+        """
+        loss = self.gradient(closure)
+        self.base.step()
+        return loss
+
+    @torch.no_grad()
+    def descend(self, closure: Closure) -> Tensor:
+        """One plain step of the base optimizer, whatever the method; RST takes it where its coin says so."""
+        loss = self.propagate(closure)
+        self.base.step()
+        return loss
+
+    def gradient(self, closure: Closure) -> Tensor:
+        """Leave in `.grad` what the base steps along, here g = ∇L(θ); return the loss at θ."""
+        return self.propagate(closure)
+
+    def propagate(self, closure: Closure) -> Tensor:
+        """Evaluate the closure at the present weights, and count it."""
+        self.counts["propagations"] += 1
+        with torch.enable_grad():
+            return closure()
+
+    @contextmanager
+    def perturbed(self, params: list[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
+        """Within: weights θ + ε, and BatchNorm statistics stand still. After, an error too: θ, bit for bit.
+
+        θ comes back as a copy, since (θ + ε) - ε is not θ in floating point. BatchNorm normalises by the batch either
+        way; `track_running_stats`, unlike momentum=0, also keeps `num_batches_tracked` still.
+        """
+        theta = self.scratch("theta", params)
+        torch._foreach_copy_(theta, params)
+        torch._foreach_add_(params, epsilon)
+        del epsilon  # may be the last reference to a copy of the weights
+        tracking = [m for m in self.batch_norms if m.track_running_stats]
+        for module in tracking:
+            module.track_running_stats = False
+        try:
+            yield
+        finally:
+            for module in tracking:
+                module.track_running_stats = True
+            torch._foreach_copy_(params, theta)
+
+    def params_with_grad(self) -> list[Tensor]:
+        """The parameters that the last backward reached, in the order of the groups."""
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    @staticmethod
+    def grads(params: list[Tensor]) -> list[Tensor]:
+        """Their gradients."""
+        return [p.grad for p in params if p.grad is not None]
+
+    def scratch(self, name: str, params: list[Tensor]) -> list[Tensor]:
+        """One buffer a parameter, allocated once, like it in shape, strides and type; never part of the state."""
+        buffers = self._scratch.setdefault(name, {})
+        for p in params:
+            if p not in buffers:
+                buffers[p] = torch.empty_like(p)
+        return [buffers[p] for p in params]
+
+    # ------------------------------------------------------------------------------------------- what it spent
+
+    @property
+    def propagations(self) -> float:
+        """Forward-backward pairs so far; a pass over a share of the batch counts as that share."""
+        return self.counts["propagations"]
+
+    @property
+    def forwards(self) -> float:
+        """Forward passes without a backward so far."""
+        return self.counts["forwards"]
+
+    @property
+    def sharpness_aware_steps(self) -> int:
+        """Steps so far whose gradient was not the plain one: was it on, and how often."""
+        return int(self.counts["sharpness_aware_steps"])
+
+    @property
+    def expected_propagations_per_step(self) -> float:
+        """The mean count that a whole training is expected to spend a step."""
+        return self.propagations_if_aware
+
+    # --------------------------------------------------------------------------------- being a torch optimizer
+
+    def own_state(self) -> dict[str, Any]:
+        """What this class itself must keep for an exact resume, beside the state of `base`: plain numbers, tensors."""
+        return dict(self.counts)
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take back what `own_state` gave."""
+        self.counts.update(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's `state_dict` with one more entry, under this class's name."""
+        return {**self.base.state_dict(), type(self).__name__: self.own_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: it comes from another method.
+
+        """
+        own = type(self).__name__
+        if own not in state_dict:
+            raise ValueError(f"Invalid state_dict: not one of {own} (its keys: {', '.join(map(str, state_dict))})")
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != own})
+        self.load_own_state(state_dict[own])
+        self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer, and so to this one."""
+        if "base" in self.__dict__:
+            self.base.add_param_group(param_group)
+        else:  # torch's own constructor hands over, one by one, the groups that the base has already
+            super().add_param_group(param_group)
+
+    def _share(self) -> None:
+        # torch's load_state_dict and unpickling bind new objects; the two must stay one
+        self.param_groups = self.base.param_groups
+        self.state = self.base.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: no buffers, and none of what torch and its schedulers hang on an instance."""
+        left = {"_scratch", "step"}
+        return {k: v for k, v in self.__dict__.items() if k not in left and not k.startswith("_optimizer_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._scratch = {}
+        self._share()
+
+
+def require(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
+    """Refuse a setting outside [low, high], NaN included, the way torch.optim words it."""
+    if not low <= value <= high or math.isinf(value):
+        raise ValueError(f"Invalid {name}: {value} (a number in [{low}, {high}])")

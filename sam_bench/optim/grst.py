@@ -1,0 +1,86 @@
+"""G-RST: RST with a regularisation of freely chosen weight.
+
+Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep Learning,
+arXiv 2203.09962.
+
+    X_t ~ Bernoulli(p(t/T))
+    X_t = 1:  the base steps along (1 - γ)g + γgₛ      gₛ: the inner method's gradient
+    X_t = 0:  the base steps along g
+
+γ = 1 is RST, γ > 1 extrapolates; γ = λ/ρ penalises the gradient norm with λ‖∇L‖. In expectation the step follows
+g + p(t)γ(gₛ - g), so a target weight w of the regularisation asks for γ(t) = w/p(t): w = 1 has SAM's own.
+Deviations: the authors' code mixes ĝ = g/‖g‖ in the place of g by default, which differs from the formula unless
+γ = 1; here `unit_norm=True` asks for that. γ(t) is capped, since w/p(t) has no bound where p(t) goes to 0.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from sam_bench.optim.descent import TINY, Closure, Descent, require
+from sam_bench.optim.rst import RST
+from sam_bench.schedules import Schedule
+
+
+class GRST(RST):
+    """G-RST around `inner`. Give a fixed `gamma` or a target `weight`, not both.
+
+    Args:
+        inner: the method that makes gₛ.
+        schedule: p(s), see `sam_bench.schedules`.
+        total_steps: T ≥ 1.
+        seed: of the draws, ≥ 0.
+        warmup_steps: first steps without a sharpness-aware one.
+        gamma: γ, any number.
+        weight: w ≥ 0, the target of p(t)γ(t).
+        gamma_max: the cap of w/p(t).
+        unit_norm: mix ĝ = g/‖g‖ in the place of g, as the authors' code does.
+
+    """
+
+    def __init__(
+        self,
+        inner: Descent,
+        schedule: Schedule,
+        total_steps: int,
+        seed: int = 0,
+        warmup_steps: int = 0,
+        gamma: float | None = None,
+        weight: float | None = None,
+        gamma_max: float = 4.0,
+        unit_norm: bool = False,
+    ) -> None:
+        if (gamma is None) == (weight is None):
+            raise ValueError(f"Invalid gamma and weight: {gamma} and {weight} (a number for one, None for the other)")
+        require("gamma", 0.0 if gamma is None else gamma)
+        require("weight", 0.0 if weight is None else weight, low=0)
+        require("gamma_max", gamma_max, low=0)
+        super().__init__(inner, schedule, total_steps, seed, warmup_steps)
+        self.fixed_gamma, self.weight, self.gamma_max, self.unit_norm = gamma, weight, gamma_max, unit_norm
+
+    def gamma(self, t: int) -> float:
+        """γ at step t, one with X_t = 1 and so p(t) > 0."""
+        if self.fixed_gamma is not None:
+            return self.fixed_gamma
+        assert self.weight is not None
+        return min(self.weight / self.p(t), self.gamma_max)
+
+    def sharpness_aware_step(self, closure: Closure, t: int) -> Tensor:
+        """Step along (1 - γ)g + γgₛ, with g taken from the inner method's own first pass."""
+        first: list[Tensor] = []
+
+        def closure_that_keeps_g() -> Tensor:
+            loss = closure()
+            if not first:
+                params = self.params_with_grad()
+                first.extend(self.scratch("g", params))
+                torch._foreach_copy_(first, self.grads(params))
+            return loss
+
+        loss = self.inner.gradient(closure_that_keeps_g)
+        if self.unit_norm:
+            torch._foreach_div_(first, get_total_norm(first) + TINY)
+        # from gₛ towards g by 1 - γ: exact at both ends, so that γ = 1 is RST and γ = 0 the base, bit for bit
+        torch._foreach_lerp_(self.grads(self.params_with_grad()), first, 1 - self.gamma(t))
+        self.inner.base.step()
+        return loss

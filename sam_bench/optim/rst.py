@@ -1,0 +1,83 @@
+"""RST: randomized sharpness-aware training (in its first version SS-SAM).
+
+Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep Learning,
+arXiv 2203.09962.
+
+    X_t ~ Bernoulli(p(t/T))        one draw for the whole global batch
+    X_t = 1:  a step of the inner sharpness-aware method
+    X_t = 0:  a step of the base optimizer along ∇L_B(θ)
+
+Both kinds of step share the learning rate and the base optimizer's state. Expected cost: 1 + (1/T) Σ p(t/T) for an
+inner method of cost 2.
+Deviations: the draw at step t is a function of (seed, t) alone, so it is the same on every rank, known ahead of time
+and exact after a resume. No gradient clipping of its own (the authors clip at 5): see `trainer.clip`.
+"""
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam_bench.optim.descent import Closure, Descent, require
+from sam_bench.schedules import Schedule
+
+
+class RST(Descent):
+    """RST around `inner`, any sharpness-aware optimizer.
+
+    Args:
+        inner: the method of the steps with X = 1; its base optimizer takes the others.
+        schedule: p(s), see `sam_bench.schedules`.
+        total_steps: T ≥ 1; a step past T draws with p(1).
+        seed: of the draws, ≥ 0.
+        warmup_steps: first steps without a sharpness-aware one.
+
+    """
+
+    def __init__(
+        self, inner: Descent, schedule: Schedule, total_steps: int, seed: int = 0, warmup_steps: int = 0
+    ) -> None:
+        if not isinstance(inner, Descent) or inner.propagations_if_aware == 1:
+            raise ValueError(f"Invalid inner: {type(inner).__name__} (a sharpness-aware optimizer, such as SAM)")
+        require("total_steps", total_steps, low=1)
+        require("seed", seed, low=0)
+        require("warmup_steps", warmup_steps, low=0)
+        super().__init__(inner)
+        self.inner = inner
+        self.counts = inner.counts  # the inner method makes the passes and counts them
+        self.schedule = schedule
+        self.total_steps, self.seed, self.warmup_steps = total_steps, seed, warmup_steps
+        self.t = 0
+
+    def p(self, t: int) -> float:
+        """The probability of a sharpness-aware step at step t (0-based)."""
+        return self.schedule(min(t / self.total_steps, 1.0)) if t >= self.warmup_steps else 0.0
+
+    def draw(self, t: int) -> bool:
+        """X_t. Any t may be asked for at any time."""
+        return random.Random((self.seed << 64) + t).random() < self.p(t)
+
+    @torch.no_grad()
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+        """One update: the inner method's where X_t = 1, else the base optimizer's."""
+        t, self.t = self.t, self.t + 1
+        return self.sharpness_aware_step(closure, t) if self.draw(t) else self.inner.descend(closure)
+
+    def sharpness_aware_step(self, closure: Closure, t: int) -> Tensor:
+        """The step with X_t = 1."""
+        return self.inner.step(closure)
+
+    @property
+    def expected_propagations_per_step(self) -> float:
+        """η = 1 + (c - 1)(1/T) Σ p(t/T), with c the cost of the inner method."""
+        mean_p = sum(map(self.p, range(self.total_steps))) / self.total_steps
+        return 1 + (self.inner.propagations_if_aware - 1) * mean_p
+
+    def own_state(self) -> dict[str, Any]:
+        """The position in the schedule; draws need no generator, and the counts are the inner method's."""
+        return {"t": self.t}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take back what `own_state` gave."""
+        self.t = state["t"]

@@ -1,0 +1,98 @@
+"""What a run leaves beside its checkpoint: `config.yaml`, `metrics.csv`, `result.json`; and the table it prints."""
+
+import csv
+import io
+import json
+import platform
+import resource
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sam_bench import files
+from sam_bench.errors import SettingError
+
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "wandb")
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None.
+
+    Raises:
+        SettingError: there is one, but it is broken.
+
+    """
+    path = folder / "result.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path}: cannot be read ({error}); delete it to train again") from error
+
+
+def write_config(folder: Path, settings: dict[str, Any]) -> None:
+    """`config.yaml`, resolved."""
+    files.replace(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+
+def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """`metrics.csv`, a row an epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.replace(folder / "metrics.csv", text.getvalue())
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """`result.json`, the last file of a run: its presence means that the run is finished."""
+    files.replace(folder / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that numbers may depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with `-dirty` after it where files differ; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+
+    try:
+        if git("ls-files", "--error-unmatch", "results.py").returncode:  # installed, maybe within another project
+            return None
+        commit = git("rev-parse", "--verify", "HEAD").stdout.strip()
+        if not commit:
+            return None
+        return f"{commit}-dirty" if git("diff", "--quiet", "HEAD", "--", "..").returncode else commit
+    except OSError:  # no git
+        return None
+
+
+def peak_memory_of_process() -> int:
+    """Bytes; the largest resident size of this process so far."""
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def table(result: dict[str, Any]) -> str:
+    """A short table of one run."""
+    rows = [
+        ("test accuracy (last epoch)", f"{result['test_accuracy']:.2%}"),
+        ("test loss, train loss", f"{result['test_loss']:.4f}, {result['train_loss']:.4f}"),
+        ("propagations a step", f"{result['propagations_per_step']:.4f}"),
+        ("  expected", f"{result['expected_propagations_per_step']:.4f}"),
+        ("sharpness-aware steps", f"{result['sharpness_aware_steps']} of {result['steps']}"),
+        ("training alone", f"{result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"),
+        ("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB on {result['device']}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    names = [result["dataset"], result["model"], result["optimizer"], result["schedule"], f"seed {result['seed']}"]
+    return "\n".join([" ".join(filter(None, names)), *(f"  {name:<{width}}  {value}" for name, value in rows)])

@@ -1,0 +1,57 @@
+"""Weights & Biases beside a run: the same numbers as `metrics.csv`, never their source, and never a reason to stop."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sam_bench.settings import Settings
+
+
+class Tracker:
+    """A W&B run, or none. Whatever goes wrong in it is said once and then left alone."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.run: Any = None
+        if settings.logger.name == "wandb":
+            self._try(lambda: self._start(settings, folder))
+
+    def _start(self, settings: Settings, folder: Path) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            project=settings.logger.project,
+            entity=settings.logger.entity,
+            mode=settings.logger.mode,
+            dir=str(folder),
+            id=f"{settings.config_hash}-{settings.seed}",
+            name=f"{settings.cell}-seed-{settings.seed}",
+            resume="allow",
+            group=settings.cell,
+            job_type=settings.optimizer.label,
+            tags=[settings.dataset.label, settings.model.name, *settings.logger.tags],
+            config=settings.model_dump(mode="json"),
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self.run.define_metric("propagations")
+        self.run.define_metric("*", step_metric="propagations")  # methods compare at equal numbers of gradients
+
+    def log(self, row: dict[str, Any]) -> None:
+        """An epoch's row."""
+        if self.run is not None:
+            self._try(lambda: self.run.log(row))
+
+    def finish(self, result: dict[str, Any] | None) -> None:
+        """The end of the run, with its result, or without one if it failed."""
+        if self.run is not None:
+            self._try(lambda: self.run.summary.update(result or {}))
+            self._try(lambda: self.run.finish(exit_code=0 if result else 1))
+            self.run = None
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self.run = None
+            print(f"warning: logger=wandb: {error}; training goes on without it", file=sys.stderr)

@@ -1,0 +1,348 @@
+"""Training, top to bottom."""
+
+import copy
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from sam_bench import checkpoint, data, models, optim, results
+from sam_bench.data import Data
+from sam_bench.data.sampling import epoch_seed
+from sam_bench.errors import SettingError
+from sam_bench.optim import Descent
+from sam_bench.settings import Settings, TrainerSettings
+from sam_bench.tracker import Tracker
+
+
+def train(settings: Settings) -> dict[str, Any]:
+    """Train as the settings say, from the run folder's checkpoint if it has one; return what `result.json` holds.
+
+    Raises:
+        SettingError: something that the settings name cannot be had, or the loss is no longer finite.
+
+    """
+    trainer, folder = settings.trainer, settings.folder
+    device = pick_device(trainer.device)
+    determinism(trainer.deterministic)
+    dataset = data.create(settings.dataset, trainer.batch_size, device, settings.seed)
+    torch.manual_seed(settings.seed)
+    model = models.create(settings.model, dataset.classes, dataset.channels, dataset.image_size).to(device)
+    if trainer.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer, decay = create_optimizer(settings, model, dataset.steps_per_epoch)
+    steps = trainer.epochs * dataset.steps_per_epoch
+    scheduler = LambdaLR(optimizer, warmup_then_cosine(trainer.warmup_epochs * dataset.steps_per_epoch, steps))
+    closure = Closure(model, optimizer, trainer, decay)
+
+    say_what_is_expected(settings, dataset, model, optimizer, steps, device)
+    with run_folder(folder, model):
+        results.write_config(folder, settings.model_dump(mode="json"))
+        rows: list[dict[str, Any]] = []
+        if last := checkpoint.load(folder / "last.pt", settings.config_hash, settings.seed, device):
+            model.load_state_dict(last["model"])
+            optimizer.load_state_dict(last["optimizer"])
+            scheduler.load_state_dict(last["scheduler"])
+            rows = last["rows"]
+            results.write_metrics(folder, rows)
+            print(f"goes on after epoch {len(rows)} of {trainer.epochs}")
+        tracker, result = Tracker(settings, folder), None
+        bar = tqdm(total=steps, initial=len(rows) * dataset.steps_per_epoch, unit="step", disable=None, leave=False)
+        try:
+            for epoch in range(len(rows), trainer.epochs):
+                # dropout and the like: all that is random in an epoch follows from (seed, epoch)
+                torch.manual_seed(epoch_seed(settings.seed, epoch))
+                model.train()
+                losses = torch.empty(dataset.steps_per_epoch, device=device)
+                correct = torch.zeros((), dtype=torch.int64, device=device)
+                start = time.perf_counter()
+                for step, (images, labels) in enumerate(dataset.train(epoch)):
+                    closure.batch(images, labels)
+                    losses[step] = optimizer.step(closure)
+                    correct += closure.correct()
+                    scheduler.step()
+                    bar.set_postfix_str(f"{optimizer.sharpness_aware_steps / (bar.n + 1):.0%} sharpness-aware", False)
+                    bar.update()
+                wait_for(device)  # deliberate: the only ones are at the end of an epoch, for the clock and the metrics
+                seconds = time.perf_counter() - start
+
+                check_finite(losses, epoch * dataset.steps_per_epoch, folder)
+                test_loss, test_accuracy = evaluate(model, dataset, trainer)
+                check_finite(torch.tensor([test_loss]), (epoch + 1) * dataset.steps_per_epoch, folder)
+                images_seen = dataset.steps_per_epoch * trainer.batch_size
+                rows.append(
+                    {
+                        "epoch": epoch + 1,
+                        "steps": (epoch + 1) * dataset.steps_per_epoch,
+                        "lr": scheduler.get_last_lr()[0],
+                        "train_loss": losses.mean().item(),
+                        "train_accuracy": correct.item() / images_seen,
+                        "test_loss": test_loss,
+                        "test_accuracy": test_accuracy,
+                        "propagations": optimizer.propagations,
+                        "forwards": optimizer.forwards,
+                        "sharpness_aware_steps": optimizer.sharpness_aware_steps,
+                        "seconds": seconds + (rows[-1]["seconds"] if rows else 0.0),
+                        "images_per_second": images_seen / seconds,
+                        "peak_memory_bytes": max(peak_memory(device), rows[-1]["peak_memory_bytes"] if rows else 0),
+                    }
+                )
+                checkpoint.save(
+                    folder / "last.pt",
+                    settings.config_hash,
+                    settings.seed,
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "scheduler": scheduler.state_dict(),
+                        "rows": rows,
+                    },
+                )
+                results.write_metrics(folder, rows)
+                tracker.log(rows[-1])
+                bar.write(
+                    f"epoch {epoch + 1:>3}/{trainer.epochs}  train loss {rows[-1]['train_loss']:.4f}  "
+                    f"test accuracy {test_accuracy:.2%}  {rows[-1]['images_per_second']:,.0f} images/s"
+                )
+            result = summary(settings, dataset, model, optimizer, rows, device)
+            results.write_result(folder, result)
+        finally:
+            bar.close()
+            tracker.finish(result)
+    return result
+
+
+class Closure:
+    """zero_grad, forward and backward over the micro-batches of the current batch, as often as a method asks."""
+
+    def __init__(self, model: nn.Module, optimizer: Descent, trainer: TrainerSettings, decay: float) -> None:
+        self.model, self.optimizer, self.trainer = model, optimizer, trainer
+        self.decay = decay  # λ of ½λ‖θ‖² in the loss
+        self.decayed: list[Tensor] = [p for p in model.parameters() if p.requires_grad and is_decayed(p, trainer)]
+
+    def batch(self, images: Tensor, labels: Tensor) -> None:
+        """Set the batch of the next step."""
+        self.images, self.labels = images, labels
+        self.logits: list[Tensor] = []
+
+    def __call__(self) -> Tensor:
+        """The mean loss of the batch at the present weights, with its gradients in `.grad`."""
+        self.optimizer.zero_grad()
+        parts = self.trainer.accumulate
+        total = torch.zeros((), device=self.images.device)
+        for images, labels in zip(self.images.chunk(parts), self.labels.chunk(parts), strict=True):
+            with autocast(images.device, self.trainer):
+                logits = self.model(images)
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.trainer.label_smoothing) / parts
+            loss.backward()
+            total += loss.detach()
+            self.logits.append(logits.detach())
+        if self.decay:
+            # the gradient of ½λ‖θ‖², without a graph for it; the loss that is reported leaves it out
+            reached = [p for p in self.decayed if p.grad is not None]
+            with torch.no_grad():
+                torch._foreach_add_(Descent.grads(reached), reached, alpha=self.decay)
+        return total
+
+    def correct(self) -> Tensor:
+        """How many of the batch the first pass of the step, the one at θ, had right."""
+        return (torch.cat(self.logits[: self.trainer.accumulate]).argmax(1) == self.labels).sum()
+
+
+def create_optimizer(settings: Settings, model: nn.Module, steps_per_epoch: int) -> tuple[Descent, float]:
+    """The optimizer, with its clipping, and the weight decay that is left for the loss."""
+    trainer, wanted, decay = settings.trainer, settings.optimizer, 0.0
+    if trainer.decay_in_loss:
+        decay = wanted.base.weight_decay
+        wanted = wanted.model_copy(update={"base": wanted.base.model_copy(update={"weight_decay": 0.0})})
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for p in params if is_decayed(p, trainer)]}]
+    if rest := [p for p in params if not is_decayed(p, trainer)]:
+        groups.append({"params": rest, "weight_decay": 0.0})
+    optimizer = optim.create(wanted, settings.schedule, model, groups, trainer.epochs, steps_per_epoch, settings.seed)
+    if trainer.clip is not None:
+        limit = trainer.clip
+
+        def clip(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(params, limit)
+
+        innermost: Any = optimizer
+        while isinstance(innermost, Descent):
+            innermost = innermost.base
+        # a hook of the base sees the gradient that it is about to step along, whatever the method
+        innermost.register_step_pre_hook(clip)
+    return optimizer, decay
+
+
+def is_decayed(p: Tensor, trainer: TrainerSettings) -> bool:
+    """Whether weight decay reaches a parameter: BatchNorm's and biases are the ones of one dimension."""
+    return trainer.decay_norm_and_bias or p.ndim > 1
+
+
+def warmup_then_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
+    """The learning rate at a step over its largest: up in a straight line, then down a half cosine to 0."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps))) / 2
+
+    return factor
+
+
+def autocast(device: torch.device, trainer: TrainerSettings) -> torch.autocast:
+    """bf16 where it is asked for; it needs no gradient scaler."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=trainer.precision == "bf16")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, dataset: Data, trainer: TrainerSettings) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over the test set."""
+    model.eval()
+    totals: Any = 0.0
+    for images, labels in dataset.test():
+        with autocast(images.device, trainer):
+            logits = model(images).float()
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        totals = totals + torch.stack([loss, (logits.argmax(1) == labels).sum()])
+    loss_sum, correct = totals.tolist()
+    return loss_sum / dataset.test_size, correct / dataset.test_size
+
+
+def check_finite(losses: Tensor, first_step: int, folder: Path) -> None:
+    """Stop at a loss that is no number, before the checkpoint is replaced."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = first_step + int(bad[0])
+        kept = f"{folder / 'last.pt'} has the epoch before" if (folder / "last.pt").exists() else "nothing was saved"
+        raise SettingError(f"the loss is not finite at step {step}: {kept}; a smaller optimizer.base.lr may help")
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingError(f"trainer.device={name}: torch sees no CUDA device; choose cpu or auto")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise SettingError(f"trainer.device={name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def determinism(on: bool) -> None:
+    """Make a resume exact on a GPU, at some speed; a CPU is exact either way."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it would write every new tensor twice
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = not on
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the clock see the work that is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU what torch held at most, of a CPU what the process did."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else results.peak_memory_of_process()
+
+
+@contextmanager
+def run_folder(folder: Path, model: nn.Module) -> Iterator[None]:
+    """Make the folder, for one process at a time; an error of the file system is a user's, in one line."""
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        need = 6 * sum(p.numel() * p.element_size() for p in model.parameters())  # weights and state, old and new
+        free = shutil.disk_usage(existing).free
+        if free < need:
+            raise SettingError(f"runs={folder}: {free >> 20} MiB free, checkpoints need {need >> 20} MiB")
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise SettingError(f"runs={folder}: another process trains this very run") from error
+    except OSError as error:
+        raise SettingError(f"runs={folder}: {error.strerror or error}; the last good checkpoint is kept") from error
+
+
+def say_what_is_expected(
+    settings: Settings, dataset: Data, model: nn.Module, optimizer: Descent, steps: int, device: torch.device
+) -> None:
+    """Print the cost that is expected, in propagations and, from two of a copy of the model, in seconds."""
+    probe, trainer = copy.deepcopy(model), settings.trainer
+    shape = (trainer.batch_size // trainer.accumulate, dataset.channels, dataset.image_size, dataset.image_size)
+    images = torch.ones(shape, device=device)
+    if trainer.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        with autocast(device, trainer):
+            loss = probe(images).float().sum()
+        loss.backward()
+        wait_for(device)
+        best = min(best, time.perf_counter() - start)
+    expected = optimizer.expected_propagations_per_step
+    seconds = best * trainer.accumulate * steps * expected
+    print(
+        f"{steps} steps of {trainer.batch_size} images, {expected:.4f} propagations a step expected: "
+        f"about {seconds:.0f} s of training on {device}"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """What a table says that the seconds were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def summary(
+    settings: Settings,
+    dataset: Data,
+    model: nn.Module,
+    optimizer: Descent,
+    rows: list[dict[str, Any]],
+    device: torch.device,
+) -> dict[str, Any]:
+    """What `result.json` holds: the last epoch, never the best one."""
+    last, steps = rows[-1], rows[-1]["steps"]
+    return {
+        "optimizer": settings.optimizer.label,
+        "inner": settings.optimizer.inner.name if settings.optimizer.inner else None,
+        "schedule": settings.schedule.name if settings.schedule else None,
+        "dataset": settings.dataset.label,
+        "model": settings.model.name,
+        "seed": settings.seed,
+        "epochs": len(rows),
+        "steps": steps,
+        "train_images": dataset.train_size,
+        "test_images": dataset.test_size,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "test_accuracy": last["test_accuracy"],
+        "test_loss": last["test_loss"],
+        "train_loss": last["train_loss"],
+        "propagations_per_step": last["propagations"] / steps,
+        "forwards_per_step": last["forwards"] / steps,
+        "expected_propagations_per_step": optimizer.expected_propagations_per_step,
+        "sharpness_aware_steps": last["sharpness_aware_steps"],
+        "seconds": last["seconds"],
+        "images_per_second": steps * settings.trainer.batch_size / last["seconds"],
+        "peak_memory_bytes": last["peak_memory_bytes"],
+        "device": device_name(device),
+        "precision": settings.trainer.precision,
+        "versions": results.versions(),
+        "git_commit": results.git_commit(),
+        "config_hash": settings.config_hash,
+    }

@@ -1,0 +1,27 @@
+import os
+
+import pytest
+import torch
+
+# make test DEVICE=cuda runs on the GPU what the tests below run on the CPU
+DEVICE = os.environ.get("SAM_BENCH_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def cifar_root() -> str:
+    """The folder with the real CIFAR files; they are 340 MB and not part of the repository."""
+    root = os.environ.get("SAM_BENCH_DATA", "data")
+    if not os.path.isdir(os.path.join(root, "cifar-10-batches-py")):
+        pytest.skip(f"needs CIFAR-10 in SAM_BENCH_DATA={root}")
+    return root

@@ -1,0 +1,68 @@
+import pytest
+
+from sam_bench.optim import GRST, RST, SAM, Descent
+from sam_bench.schedules import Constant, Linear, Piecewise
+from tests.optim.methods import problem, sgd
+
+
+@pytest.fixture
+def inner(device):
+    model = problem(device).model
+    return SAM(sgd(model), 0.05, model)
+
+
+def test_draws_follow_from_seed_and_step_alone(inner):
+    short, long = RST(inner, Constant(0.5), 10, seed=7), RST(inner, Constant(0.5), 1000, seed=7)
+    assert [short.draw(t) for t in range(10)] == [long.draw(t) for t in range(10)]
+    assert [long.draw(t) for t in reversed(range(1000))][::-1] == [long.draw(t) for t in range(1000)]
+    other = RST(inner, Constant(0.5), 1000, seed=8)
+    agree = sum(other.draw(t) == long.draw(t) for t in range(1000))
+    assert abs(agree - 500) < 4 * 250**0.5
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.3), Linear(0, 1), Piecewise(0.1, 0.5)], ids=str)
+def test_share_of_sharpness_aware_steps(inner, schedule):
+    steps = 20_000
+    optimizer = RST(inner, schedule, steps, seed=1)
+    expected = sum(schedule(t / steps) for t in range(steps))
+    deviation = sum(schedule(t / steps) * (1 - schedule(t / steps)) for t in range(steps)) ** 0.5
+    assert abs(sum(map(optimizer.draw, range(steps))) - expected) < 4 * deviation
+    assert optimizer.expected_propagations_per_step == pytest.approx(1 + schedule.mean, abs=1e-4)
+
+
+def test_warmup_has_no_sharpness_aware_step(inner):
+    optimizer = RST(inner, Constant(1), 100, warmup_steps=40)
+    assert [optimizer.draw(t) for t in range(100)] == [False] * 40 + [True] * 60
+    assert optimizer.expected_propagations_per_step == 1.6
+
+
+def test_steps_past_the_end_draw_with_the_last_probability(inner):
+    assert all(RST(inner, Linear(0, 1), 10).draw(t) for t in range(10, 40))
+
+
+def test_gamma_for_a_target_weight(inner):
+    optimizer = GRST(inner, Linear(0, 1), 100, weight=0.5, gamma_max=2)
+    assert optimizer.gamma(50) == 1
+    assert optimizer.gamma(10) == 2
+    assert optimizer.gamma(80) == pytest.approx(0.625)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda i: SAM(i.base, rho=-1), "Invalid rho: -1"),
+        (lambda i: SAM(i.base, rho=float("nan")), "Invalid rho: nan"),
+        (lambda i: SAM(i.base, rho=float("inf")), "Invalid rho: inf"),
+        (lambda i: RST(Descent(i.base), Constant(1), 1), "Invalid inner: Descent"),
+        (lambda i: RST(RST(i, Constant(1), 1), Constant(1), 1), "Invalid inner: RST"),
+        (lambda i: RST(i.base, Constant(1), 1), "Invalid inner: SGD"),
+        (lambda i: RST(i, Constant(1), 0), "Invalid total_steps: 0"),
+        (lambda i: RST(i, Constant(1), 1, seed=-1), "Invalid seed: -1"),
+        (lambda i: GRST(i, Constant(1), 1), "Invalid gamma and weight: None and None"),
+        (lambda i: GRST(i, Constant(1), 1, gamma=1, weight=1), "Invalid gamma and weight: 1 and 1"),
+        (lambda i: GRST(i, Constant(1), 1, weight=-1), "Invalid weight: -1"),
+    ],
+)
+def test_wrong_arguments(inner, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong(inner)

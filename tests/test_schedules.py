@@ -1,0 +1,56 @@
+import math
+
+import pytest
+from scipy.integrate import quad
+
+from sam_bench.schedules import SCHEDULES, Constant, Linear, Piecewise, Trigonometric
+
+GRID = [i / 1000 for i in range(1001)]
+EXAMPLES = [
+    Constant(0.37),
+    Piecewise(0, 0.5),
+    Piecewise(1, 0.3),
+    Piecewise(0.2, 0.5),
+    Linear(0, 1),
+    Linear(0.9, 0.1),
+    Trigonometric(1, 0),
+    Trigonometric(0.1, 0.8),
+]
+
+
+def test_every_family_has_an_example():
+    assert {type(e) for e in EXAMPLES} == set(SCHEDULES.values())
+
+
+@pytest.mark.parametrize("p", EXAMPLES, ids=str)
+def test_stays_within_the_unit_interval(p):
+    assert all(0 <= p(s) <= 1 for s in GRID)
+
+
+@pytest.mark.parametrize("p", EXAMPLES, ids=str)
+def test_mean_is_the_integral(p):
+    points = [p.b] if isinstance(p, Piecewise) else None
+    assert p.mean == pytest.approx(quad(p, 0, 1, points=points)[0], abs=1e-9)
+
+
+def test_values():
+    assert Constant(0.5)(0.9) == 0.5
+    assert [Piecewise(0, 0.5)(s) for s in (0, 0.5, 0.51, 1)] == [0, 0, 1, 1]
+    assert [Linear(0.2, 0.6)(s) for s in (0, 0.5, 1)] == pytest.approx([0.2, 0.4, 0.6])
+    falling = Trigonometric(1, 0)
+    assert [falling(s) for s in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert falling(1 / 3) == pytest.approx((1 + math.cos(math.pi / 3)) / 2)
+
+
+@pytest.mark.parametrize("family", [Constant, lambda x: Piecewise(x, 0.5), lambda x: Piecewise(0.5, x)])
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, "0.5", True, None])
+def test_what_leaves_the_unit_interval_is_refused(family, value):
+    with pytest.raises(ValueError, match=r"Invalid \w+: .*in \[0, 1\]"):
+        family(value)
+
+
+@pytest.mark.parametrize("family", [Linear, Trigonometric])
+@pytest.mark.parametrize("ends", [(-0.1, 1), (0, 1.1)])
+def test_ends_outside_are_refused(family, ends):
+    with pytest.raises(ValueError, match="Invalid"):
+        family(*ends)
