@@ -39,8 +39,7 @@ def train(settings: Settings) -> dict[str, Any]:
     dataset = data.create(settings.dataset, trainer.batch_size, device, settings.seed)
     torch.manual_seed(settings.seed)
     model = models.create(settings.model, dataset.classes, dataset.channels, dataset.image_size).to(device)
-    if trainer.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format(trainer))
     optimizer, decay = create_optimizer(settings, model, dataset.steps_per_epoch)
     steps = trainer.epochs * dataset.steps_per_epoch
     scheduler = LambdaLR(optimizer, warmup_then_cosine(trainer.warmup_epochs * dataset.steps_per_epoch, steps))
@@ -77,9 +76,8 @@ def train(settings: Settings) -> dict[str, Any]:
                 wait_for(device)  # deliberate: the only ones are at the end of an epoch, for the clock and the metrics
                 seconds = time.perf_counter() - start
 
-                check_finite(losses, epoch * dataset.steps_per_epoch, folder)
                 test_loss, test_accuracy = evaluate(model, dataset, trainer)
-                check_finite(torch.tensor([test_loss]), (epoch + 1) * dataset.steps_per_epoch, folder)
+                check_finite(losses, model, epoch * dataset.steps_per_epoch, folder)
                 images_seen = dataset.steps_per_epoch * trainer.batch_size
                 rows.append(
                     {
@@ -133,7 +131,7 @@ class Closure:
 
     def batch(self, images: Tensor, labels: Tensor) -> None:
         """Set the batch of the next step."""
-        self.images, self.labels = images, labels
+        self.images, self.labels = images.contiguous(memory_format=memory_format(self.trainer)), labels
         self.logits: list[Tensor] = []
 
     def __call__(self) -> Tensor:
@@ -196,9 +194,14 @@ def warmup_then_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        return (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps))) / 2
+        return (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2
 
     return factor
+
+
+def memory_format(trainer: TrainerSettings) -> torch.memory_format:
+    """How images and convolutions lie in memory."""
+    return torch.channels_last if trainer.channels_last else torch.contiguous_format
 
 
 def autocast(device: torch.device, trainer: TrainerSettings) -> torch.autocast:
@@ -220,13 +223,22 @@ def evaluate(model: nn.Module, dataset: Data, trainer: TrainerSettings) -> tuple
     return loss_sum / dataset.test_size, correct / dataset.test_size
 
 
-def check_finite(losses: Tensor, first_step: int, folder: Path) -> None:
-    """Stop at a loss that is no number, before the checkpoint is replaced."""
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        step = first_step + int(bad[0])
+def check_finite(losses: Tensor, model: nn.Module, first_step: int, folder: Path) -> None:
+    """Stop at a loss or a weight that is no number, before the checkpoint is replaced.
+
+    Raises:
+        SettingError: it names the step.
+
+    """
+    # BatchNorm can hide weights that have overflowed from the loss
+    values = [t.float() for t in model.state_dict().values()]
+    finite = torch.cat([losses, nn.utils.get_total_norm(values).reshape(1)]).isfinite()
+    if not finite.all():
+        step = first_step + int((~finite).nonzero()[0])
         kept = f"{folder / 'last.pt'} has the epoch before" if (folder / "last.pt").exists() else "nothing was saved"
-        raise SettingError(f"the loss is not finite at step {step}: {kept}; a smaller optimizer.base.lr may help")
+        raise SettingError(
+            f"the loss or a weight is not finite at step {step}: {kept}; a smaller optimizer.base.lr may help"
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -266,7 +278,7 @@ def run_folder(folder: Path, model: nn.Module) -> Iterator[None]:
         need = 6 * sum(p.numel() * p.element_size() for p in model.parameters())  # weights and state, old and new
         free = shutil.disk_usage(existing).free
         if free < need:
-            raise SettingError(f"runs={folder}: {free >> 20} MiB free, checkpoints need {need >> 20} MiB")
+            raise SettingError(f"runs={folder}: {free / 2**20:.1f} MiB free, checkpoints need {need / 2**20:.1f} MiB")
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -279,18 +291,25 @@ def run_folder(folder: Path, model: nn.Module) -> Iterator[None]:
 def say_what_is_expected(
     settings: Settings, dataset: Data, model: nn.Module, optimizer: Descent, steps: int, device: torch.device
 ) -> None:
-    """Print the cost that is expected, in propagations and, from two of a copy of the model, in seconds."""
+    """Print the cost that is expected, in propagations and, from three of a copy of the model, in seconds.
+
+    Raises:
+        SettingError: the model cannot take these images.
+
+    """
     probe, trainer = copy.deepcopy(model), settings.trainer
     shape = (trainer.batch_size // trainer.accumulate, dataset.channels, dataset.image_size, dataset.image_size)
-    images = torch.ones(shape, device=device)
-    if trainer.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = torch.ones(shape, device=device).contiguous(memory_format=memory_format(trainer))
     best = math.inf
     for _ in range(3):
         start = time.perf_counter()
-        with autocast(device, trainer):
-            loss = probe(images).float().sum()
-        loss.backward()
+        try:
+            with autocast(device, trainer):
+                loss = probe(images).float().sum()
+            loss.backward()
+        except (RuntimeError, ValueError, AssertionError) as error:  # the first time that model and images meet
+            reason = str(error).splitlines()[0]
+            raise SettingError(f"model={settings.model.name}, dataset={settings.dataset.label}: {reason}") from error
         wait_for(device)
         best = min(best, time.perf_counter() - start)
     expected = optimizer.expected_propagations_per_step

@@ -25,3 +25,6 @@ def cifar_root() -> str:
     if not os.path.isdir(os.path.join(root, "cifar-10-batches-py")):
         pytest.skip(f"needs CIFAR-10 in SAM_BENCH_DATA={root}")
     return root
+
+
+from tests.command import command  # noqa: E402, F401

@@ -1,0 +1,45 @@
+"""The command, in this process: real configuration, real training, without the seconds that imports take."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from sam_bench import __main__
+from sam_bench.settings import Settings
+
+# 10 steps an epoch, a fraction of a second
+TINY = ["logger=none", "dataset.subset=320", "trainer.batch_size=32", "trainer.epochs=3"]
+
+
+def settings(*overrides: str) -> Settings:
+    with initialize_config_dir(str(__main__.CONF), version_base="1.3"):
+        return Settings.of(compose("config", list(overrides)))
+
+
+class Command:
+    """`python -m sam_bench ARGUMENTS` with its run folders in `runs`."""
+
+    def __init__(self, runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.runs, self.monkeypatch, self.capfd = runs, monkeypatch, capfd
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit status, standard output, standard error."""
+        self.capfd.readouterr()
+        self.monkeypatch.setattr(sys, "argv", ["sam_bench", *arguments, f"runs={self.runs}"])
+        __main__._failures.clear()
+        status = 0
+        try:
+            __main__.main()
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else 1
+        return status, *self.capfd.readouterr()
+
+    def folders(self) -> list[Path]:
+        return sorted(path.parent for path in self.runs.glob("*/*/result.json"))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd) -> Command:
+    return Command(tmp_path / "runs", monkeypatch, capfd)

@@ -1,0 +1,256 @@
+"""Wrong inputs: one clear line on standard error that names the setting, exit status 2, and nothing written."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command import TINY
+from tests.processes import in_a_process, train
+
+HYDRA = 1  # Hydra's own errors keep their status
+
+WRONG = [
+    # what Hydra itself refuses
+    (["optimizer=smart"], HYDRA, ["optimizer/smart", "sam"]),
+    (["schedule=cubic"], HYDRA, ["schedule/cubic", "trigonometric"]),
+    (["optimizer/inner=smart"], HYDRA, ["optimizer/inner/smart", "sam"]),
+    (["trainer.epoch=3"], HYDRA, ["trainer.epoch"]),
+    (["optimizer.roh=0.1"], HYDRA, ["optimizer.roh"]),
+    (["no_such_setting=1"], HYDRA, ["no_such_setting"]),
+    # values out of range
+    (["optimizer=sam", "optimizer.rho=-0.1"], 2, ["optimizer.rho=-0.1", "greater than or equal to 0"]),
+    (["optimizer=sam", "optimizer.rho=nan"], 2, ["optimizer.rho=nan", "finite"]),
+    (["optimizer=sam", "optimizer.rho=big"], 2, ["optimizer.rho=big", "number"]),
+    (["optimizer.inner.rho=-1"], 2, ["optimizer.inner.rho=-1", "greater than or equal to 0"]),
+    (["schedule=constant", "schedule.p=1.5"], 2, ["schedule=constant", "p: 1.5", "[0, 1]"]),
+    (["schedule=linear", "schedule.end=1.01"], 2, ["schedule=linear", "end: 1.01", "[0, 1]"]),
+    (["schedule=piecewise", "schedule.a=-0.1"], 2, ["schedule=piecewise", "a: -0.1", "[0, 1]"]),
+    (["schedule=trigonometric", "schedule.start=2"], 2, ["schedule=trigonometric", "start: 2", "[0, 1]"]),
+    (["trainer.epochs=0"], 2, ["trainer.epochs=0", "greater than 0"]),
+    (["trainer.epochs=2.5"], 2, ["trainer.epochs=2.5", "integer"]),
+    (["trainer.epochs=many"], 2, ["trainer.epochs=many", "integer"]),
+    (["trainer.batch_size=0"], 2, ["trainer.batch_size=0", "greater than 0"]),
+    (["trainer.label_smoothing=1"], 2, ["trainer.label_smoothing=1", "less than 1"]),
+    (["trainer.clip=0"], 2, ["trainer.clip=0", "greater than 0"]),
+    (["trainer.precision=fp16"], 2, ["trainer.precision=fp16", "'bf16' or 'fp32'"]),
+    (["trainer.precision=fp8"], 2, ["trainer.precision=fp8", "'fp32' or 'bf16'"]),
+    (["trainer.device=tpu"], 2, ["trainer.device=tpu"]),
+    (["seed=-1"], 2, ["seed=-1", "greater than or equal to 0"]),
+    (["optimizer.base.lr=-0.1"], 2, ["optimizer.base.lr=-0.1", "greater than or equal to 0"]),
+    (["optimizer.base.weight_decay=-1"], 2, ["optimizer.base.weight_decay=-1"]),
+    (["optimizer.base.momentum=-1"], 2, ["optimizer.base=sgd", "Invalid momentum value: -1"]),
+    (["+optimizer.base.lrr=1"], 2, ["optimizer.base=sgd", "lrr"]),
+    (["dataset.subset=0"], 2, ["dataset.subset=0", "greater than 0"]),
+    (["dataset.subset=2000"], 2, ["dataset.subset=2000", "1437 images"]),
+    (["dataset.padding=-1"], 2, ["dataset.padding=-1"]),
+    (["logger=wandb", "logger.mode=sometimes"], 2, ["logger.mode=sometimes", "'offline' or 'online'"]),
+    (["+trainer.speed=fast"], 2, ["trainer.speed=fast", "not permitted"]),
+    (["+schedule.p=1"], 2, ["schedule=linear", "p"]),
+    (["+optimizer.sparsity=0.5"], 2, ["optimizer.sparsity", "rst has no such setting", "warmup_epochs"]),
+    # combinations that cannot work
+    (["trainer.batch_size=2000"], 2, ["trainer.batch_size=2000", "1437 images"]),
+    (["trainer.accumulate=3"], 2, ["trainer", "accumulate=3", "batch_size=64"]),
+    (["trainer.warmup_epochs=21"], 2, ["warmup_epochs=21", "epochs=20"]),
+    (["optimizer.warmup_epochs=20"], 2, ["optimizer.warmup_epochs=20", "trainer.epochs=20"]),
+    (["optimizer=grst", "optimizer.weight=1"], 2, ["optimizer.gamma=2.0, optimizer.weight=1", "null"]),
+    (["optimizer=grst", "optimizer.gamma=null"], 2, ["optimizer.gamma=None, optimizer.weight=None"]),
+    (["optimizer.inner.name=rst"], 2, ["optimizer/inner=rst", "sam"]),
+    (["optimizer.name=magic"], 2, ["optimizer=magic", "rst"]),
+    (["dataset.name=mnist"], 2, ["dataset=mnist", "digits, cifar10"]),
+    (["model=vgg11_bn"], 2, ["model=vgg11_bn, dataset=digits"]),
+    (["model=timm"], 2, ["model.architecture"]),
+    (["model=timm", "model.architecture=resnt18"], 2, ["model.architecture=resnt18", "resnet18"]),
+    (["+model.kwargs.depth=3"], 2, ["model.kwargs", "depth"]),
+    (["optimizer=timm"], 2, ["optimizer.base.opt", "optimizer.base.opt=VALUE"]),
+    (["optimizer=timm", "optimizer.base.opt=lambada"], 2, ["optimizer.base.opt=lambada", "lamb,"]),
+]
+
+
+def one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"), WRONG, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
+)
+def test_wrong_setting(command, arguments, status, words):
+    got, _, err = command("logger=none", *arguments)
+    assert got == status
+    message = err if status == HYDRA else one_line(err)
+    for word in words:
+        assert word in message
+    assert not command.runs.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_cuda_asked_for_and_absent(command, device):
+    status, _, err = command(f"trainer.device={device}")
+    assert (status, one_line(err)) == (
+        2,
+        f"error: trainer.device={device}: torch sees no CUDA device; choose cpu or auto",
+    )
+
+
+def test_data_root_is_a_file(command, tmp_path):
+    (tmp_path / "data").write_text("")
+    status, _, err = command("dataset=cifar10", f"dataset.root={tmp_path / 'data'}")
+    assert status == 2
+    assert "dataset.root=" in one_line(err)
+    assert "is a file" in err
+
+
+def test_runs_is_a_file(command):
+    command.runs.write_text("")
+    status, _, err = command()
+    assert status == 2
+    assert "runs=" in one_line(err)
+
+
+def test_a_missing_data_set_without_network(command, tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    status, _, err = command("dataset=cifar100", f"dataset.root={tmp_path / 'data'}")
+    assert status == 2
+    message = one_line(err)
+    assert "no cifar-100-python there, and the download failed" in message
+    assert "SAM_BENCH_DATA" in message
+    assert not command.runs.exists()
+
+
+def test_a_corrupt_cifar_file(command, tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "data_batch_3").write_bytes(b"torn")
+    status, _, err = command("dataset=cifar10", f"dataset.root={tmp_path}")
+    assert status == 2
+    assert "data_batch_3 is broken" in one_line(err)
+    assert (folder / "data_batch_3").exists()
+
+
+def test_image_folders_that_cannot_work(command, tmp_path):
+    arguments = ["dataset=imagefolder", f"dataset.root={tmp_path}", "dataset.workers=0"]
+    assert "needs a folder train/" in one_line(command(*arguments)[2])
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    status, _, err = command(*arguments)
+    assert status == 2
+    assert "Found 0 images" in one_line(err)
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step(command):
+    status, _, err = command(*TINY, "optimizer.base.lr=1e20", "trainer.warmup_epochs=0")
+    assert status == 2
+    assert "the loss or a weight is not finite at step" in one_line(err)
+    assert "nothing was saved" in err
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(command):
+    """A decay of 10 at a learning rate of 3 multiplies the weights by -29 a step: too much in the second epoch."""
+    base = {"lr": 3, "weight_decay": 10, "momentum": 0, "nesterov": False}
+    arguments = [f"optimizer.base.{key}={value}" for key, value in base.items()]
+    status, _, err = command(*TINY, "optimizer=sgd", "trainer.warmup_epochs=0", *arguments)
+    assert status == 2
+    (last,) = command.runs.glob("*/*/last.pt")
+    assert f"{last} has the epoch before" in one_line(err)
+    state = torch.load(last, weights_only=True)
+    assert len(state["rows"]) == 1
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", b"PK\x03\x04"])
+def test_a_torn_checkpoint_is_named_and_kept(command, content):
+    assert command(*TINY)[0] == 0
+    (folder,) = command.folders()
+    (folder / "result.json").unlink()
+    (folder / "last.pt").write_bytes(content)
+    status, _, err = command(*TINY)
+    assert status == 2
+    assert f"{folder / 'last.pt'}: cannot be read" in one_line(err)
+    assert (folder / "last.pt").read_bytes() == content
+
+
+def test_a_foreign_checkpoint_is_named_and_kept(command):
+    command(*TINY, "seed=1")
+    (other,) = command.folders()
+    command(*TINY, "seed=0")
+    mine = other.with_name("seed-0")
+    (mine / "result.json").unlink()
+    (mine / "last.pt").write_bytes((other / "last.pt").read_bytes())
+    status, _, err = command(*TINY, "seed=0")
+    assert status == 2
+    assert "is the checkpoint of another run" in one_line(err)
+
+
+def test_a_broken_result_is_named(command):
+    command(*TINY)
+    (folder,) = command.folders()
+    (folder / "result.json").write_text("{")
+    status, _, err = command(*TINY)
+    assert status == 2
+    assert "result.json: cannot be read" in one_line(err)
+
+
+def test_the_same_run_twice_at_once(command, tmp_path):
+    from filelock import FileLock
+
+    command(*TINY)
+    (folder,) = command.folders()
+    (folder / "result.json").unlink()
+    with FileLock(folder / ".lock"):
+        status, _, err = command(*TINY)
+    assert status == 2
+    assert "another process trains this very run" in one_line(err)
+
+
+def limited(arguments: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # smaller than the checkpoint
+    train(arguments)
+
+
+def test_a_write_that_fails_keeps_the_last_good_checkpoint(tmp_path, capfd):
+    arguments = [*TINY, f"runs={tmp_path}", "trainer.epochs=200"]
+    process = in_a_process(train, arguments)
+    while not list(tmp_path.glob("*/*/last.pt")):
+        assert process.is_alive()
+    process.kill()
+    process.join()
+    (last,) = tmp_path.glob("*/*/last.pt")
+    good = last.read_bytes()
+    process = in_a_process(limited, arguments)
+    process.join()
+    assert process.exitcode == 2
+    assert "File too large; the last good checkpoint is kept" in one_line(capfd.readouterr().err)
+    assert last.read_bytes() == good
+    assert not list(last.parent.glob("*.partial"))
+
+
+def test_no_space_is_said_before_training(command, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root may mount a disk of 1 MiB")
+    try:
+        command.runs = disk / "runs"
+        status, _, err = command(*TINY)
+        assert status == 2
+        assert "1.0 MiB free, checkpoints need 1.8 MiB" in one_line(err)
+        assert not command.runs.exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_exit_status_and_silence_of_the_real_command(tmp_path):
+    command = [sys.executable, "-m", "sam_bench", "trainer.epochs=0"]
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: trainer.epochs=0: should be greater than 0\n"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,110 @@
+"""A killed run goes on to the bits of an undisturbed one."""
+
+import json
+import random
+import time
+
+import pytest
+import torch
+
+from sam_bench import checkpoint, train
+from tests.command import TINY, settings
+from tests.processes import in_a_process
+from tests.processes import train as train_in_a_process
+
+UNTIMED = ("seconds", "images_per_second", "peak_memory_bytes")
+
+
+def state_of(runs) -> dict:
+    """The last checkpoint without what a clock or the machine decides."""
+    (path,) = runs.glob("*/*/last.pt")
+    state = torch.load(path, weights_only=True)
+    state["rows"] = [{key: value for key, value in row.items() if key not in UNTIMED} for row in state["rows"]]
+    return state
+
+
+def assert_same(one, other) -> None:
+    """Equal, tensors bit for bit."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def test_ten_kills_at_random_moments(tmp_path):
+    arguments = [*TINY, "trainer.epochs=8"]
+    whole = tmp_path / "undisturbed"
+    start = time.perf_counter()
+    process = in_a_process(train_in_a_process, [*arguments, f"runs={whole}"])
+    process.join()
+    duration = time.perf_counter() - start
+    assert process.exitcode == 0
+    undisturbed = state_of(whole)
+    result = json.loads(next(whole.glob("*/*/result.json")).read_text())
+
+    moments, killed_in_training = random.Random(), 0
+    for attempt in range(10):
+        runs = tmp_path / f"killed-{attempt}"
+        process = in_a_process(train_in_a_process, [*arguments, f"runs={runs}"])
+        # the first file appears when the training starts: half of the kills fall anywhere, half in it
+        while attempt % 2 and not list(runs.glob("*/*/last.pt")) and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, duration / (1 + 3 * (attempt % 2))))
+        process.kill()
+        process.join()
+        assert process.exitcode in (-9, 0)
+        killed_in_training += process.exitcode == -9 and bool(list(runs.glob("*/*/last.pt")))
+
+        process = in_a_process(train_in_a_process, [*arguments, f"runs={runs}"])
+        process.join()
+        assert process.exitcode == 0
+        assert_same(state_of(runs), undisturbed)
+        again = json.loads(next(runs.glob("*/*/result.json")).read_text())
+        assert {k: v for k, v in again.items() if k not in UNTIMED} == {
+            k: v for k, v in result.items() if k not in UNTIMED
+        }
+        assert not list(runs.glob("*/*/*.partial"))
+    assert killed_in_training >= 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["optimizer=sgd"],
+        ["optimizer=sam", "optimizer/base=adamw"],
+        ["optimizer=grst", "schedule=trigonometric"],
+        ["optimizer=timm", "optimizer.base.opt=lamb"],
+        ["trainer.precision=bf16", "trainer.accumulate=2", "trainer.clip=1", "trainer.decay_in_loss=true"],
+        ["trainer.decay_norm_and_bias=false", "trainer.channels_last=false", "trainer.label_smoothing=0.1"],
+        ["model=timm", "model.architecture=test_vit", "+model.kwargs.drop_rate=0.3", "+model.kwargs.patch_size=4"],
+        ["dataset.cutout=3", "dataset.flip=true"],
+    ],
+    ids=" ".join,
+)
+def test_going_on_after_an_interruption(arguments, tmp_path, monkeypatch):
+    whole, halves = (settings(*TINY, *arguments, f"runs={tmp_path / name}") for name in ("whole", "halves"))
+    train.train(whole)
+
+    save = checkpoint.save
+
+    def save_and_stop(path, config_hash, seed, state):
+        save(path, config_hash, seed, state)
+        if len(state["rows"]) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(halves)
+    monkeypatch.undo()
+    torch.manual_seed(123)  # whatever else the process has drawn
+    train.train(halves)
+    assert_same(state_of(tmp_path / "halves"), state_of(tmp_path / "whole"))
