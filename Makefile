@@ -1,5 +1,6 @@
 # make demo: set up and train RST. make test: set up, lint, type-check and test. Both need Python 3.11 or newer.
 PYTHON ?= python3
+DEVICE ?= cpu
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -9,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python -m sam_bench optimizer=rst schedule=linear
 
 test: lint
-	$(BIN)/python -m pytest
+	SAM_BENCH_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

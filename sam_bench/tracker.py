@@ -54,4 +54,5 @@ class Tracker:
             action()
         except Exception as error:
             self.run = None
-            print(f"warning: logger=wandb: {error}; training goes on without it", file=sys.stderr)
+            reason = " ".join(str(error).split())
+            print(f"warning: logger=wandb: {reason}; training goes on without it", file=sys.stderr)
