@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -142,8 +143,13 @@ def test_help_names_the_groups_and_is_quick():
 
 def test_an_installed_wheel_works_from_an_empty_folder(tmp_path):
     """conf/ and experiments/ travel in it. The environment's own packages serve it; only sam_bench is installed."""
+    source = tmp_path / "source"  # a build leaves folders behind
+    for name in ("conf", "experiments", "sam_bench"):
+        shutil.copytree(REPOSITORY / name, source / name)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
     build = [sys.executable, "-m", "uv", "build", "--wheel", "--no-build-isolation", "--quiet", "--out-dir", tmp_path]
-    subprocess.run([*build, REPOSITORY], check=True)
+    subprocess.run([*build, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
