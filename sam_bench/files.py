@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+from sam_bench.errors import SettingError
+
 
 def replace(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` atomically: whoever reads, or is killed, sees the old file or the new one.
 
     Raises:
-        OSError: no space, no permission; the old file stands.
+        SettingError: no space, no permission; the old file stands.
 
     """
     partial = path.with_name(f"{path.name}.partial")
@@ -19,6 +21,6 @@ def replace(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
-        raise
+        raise SettingError(f"runs: cannot write {path}: {error.strerror}; what was saved before is kept") from error

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import platform
-import resource
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +58,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` after it where files differ; None outside a checkout."""
+    """The commit of this source tree, with `-dirty` where its code differs from it; None outside a checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -71,15 +70,9 @@ def git_commit() -> str | None:
         commit = git("rev-parse", "--verify", "HEAD").stdout.strip()
         if not commit:
             return None
-        return f"{commit}-dirty" if git("diff", "--quiet", "HEAD", "--", "..").returncode else commit
+        return f"{commit}-dirty" if git("diff", "--quiet", "HEAD", "--", ".", "../conf").returncode else commit
     except OSError:  # no git
         return None
-
-
-def peak_memory_of_process() -> int:
-    """Bytes; the largest resident size of this process so far."""
-    scale = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def table(result: dict[str, Any]) -> str:

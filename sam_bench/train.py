@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from sam_bench import checkpoint, data, models, optim, results
+from sam_bench import device as devices
 from sam_bench.data import Data
 from sam_bench.data.sampling import epoch_seed
 from sam_bench.errors import SettingError
@@ -34,8 +34,10 @@ def train(settings: Settings) -> dict[str, Any]:
 
     """
     trainer, folder = settings.trainer, settings.folder
-    device = pick_device(trainer.device)
-    determinism(trainer.deterministic)
+    device = devices.pick(trainer.device)
+    devices.determinism(trainer.deterministic)
+    devices.reset_peak_memory(device)
+    commit = results.git_commit()  # now: the files may change while it trains
     dataset = data.create(settings.dataset, trainer.batch_size, device, settings.seed)
     torch.manual_seed(settings.seed)
     model = models.create(settings.model, dataset.classes, dataset.channels, dataset.image_size).to(device)
@@ -73,7 +75,7 @@ def train(settings: Settings) -> dict[str, Any]:
                     scheduler.step()
                     bar.set_postfix_str(f"{optimizer.sharpness_aware_steps / (bar.n + 1):.0%} sharpness-aware", False)
                     bar.update()
-                wait_for(device)  # deliberate: the only ones are at the end of an epoch, for the clock and the metrics
+                devices.wait_for(device)  # deliberate, for the clock; within the epoch nothing waits
                 seconds = time.perf_counter() - start
 
                 test_loss, test_accuracy = evaluate(model, dataset, trainer)
@@ -93,7 +95,9 @@ def train(settings: Settings) -> dict[str, Any]:
                         "sharpness_aware_steps": optimizer.sharpness_aware_steps,
                         "seconds": seconds + (rows[-1]["seconds"] if rows else 0.0),
                         "images_per_second": images_seen / seconds,
-                        "peak_memory_bytes": max(peak_memory(device), rows[-1]["peak_memory_bytes"] if rows else 0),
+                        "peak_memory_bytes": max(
+                            devices.peak_memory(device), rows[-1]["peak_memory_bytes"] if rows else 0
+                        ),
                     }
                 )
                 checkpoint.save(
@@ -113,7 +117,8 @@ def train(settings: Settings) -> dict[str, Any]:
                     f"epoch {epoch + 1:>3}/{trainer.epochs}  train loss {rows[-1]['train_loss']:.4f}  "
                     f"test accuracy {test_accuracy:.2%}  {rows[-1]['images_per_second']:,.0f} images/s"
                 )
-            result = summary(settings, dataset, model, optimizer, rows, device)
+            result = summary(settings, dataset, model, optimizer, rows)
+            result |= {"device": devices.describe(device), "git_commit": commit}
             results.write_result(folder, result)
         finally:
             bar.close()
@@ -241,51 +246,31 @@ def check_finite(losses: Tensor, model: nn.Module, first_step: int, folder: Path
         )
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError(f"trainer.device={name}: torch sees no CUDA device; choose cpu or auto")
-    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
-        raise SettingError(f"trainer.device={name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-def determinism(on: bool) -> None:
-    """Make a resume exact on a GPU, at some speed; a CPU is exact either way."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(on, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it would write every new tensor twice
-    torch.backends.cudnn.deterministic = on
-    torch.backends.cudnn.benchmark = not on
-
-
-def wait_for(device: torch.device) -> None:
-    """Let the clock see the work that is queued."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU what torch held at most, of a CPU what the process did."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else results.peak_memory_of_process()
-
-
 @contextmanager
 def run_folder(folder: Path, model: nn.Module) -> Iterator[None]:
-    """Make the folder, for one process at a time; an error of the file system is a user's, in one line."""
+    """Make the folder, for one process at a time.
+
+    Raises:
+        SettingError: it cannot be made, has no space, or another process holds it.
+
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    need = 6 * sum(p.numel() * p.element_size() for p in model.parameters())  # weights and state, old and new
+    free = shutil.disk_usage(existing).free
+    if free < need:
+        raise SettingError(f"runs={folder}: {free / 2**20:.1f} MiB free, checkpoints need {need / 2**20:.1f} MiB")
+    lock = FileLock(folder / ".lock")
     try:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        need = 6 * sum(p.numel() * p.element_size() for p in model.parameters())  # weights and state, old and new
-        free = shutil.disk_usage(existing).free
-        if free < need:
-            raise SettingError(f"runs={folder}: {free / 2**20:.1f} MiB free, checkpoints need {need / 2**20:.1f} MiB")
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise SettingError(f"runs={folder}: another process trains this very run") from error
     except OSError as error:
-        raise SettingError(f"runs={folder}: {error.strerror or error}; the last good checkpoint is kept") from error
+        raise SettingError(f"runs={folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def say_what_is_expected(
@@ -310,7 +295,7 @@ def say_what_is_expected(
         except (RuntimeError, ValueError, AssertionError) as error:  # the first time that model and images meet
             reason = str(error).splitlines()[0]
             raise SettingError(f"model={settings.model.name}, dataset={settings.dataset.label}: {reason}") from error
-        wait_for(device)
+        devices.wait_for(device)
         best = min(best, time.perf_counter() - start)
     expected = optimizer.expected_propagations_per_step
     seconds = best * trainer.accumulate * steps * expected
@@ -320,20 +305,8 @@ def say_what_is_expected(
     )
 
 
-def device_name(device: torch.device) -> str:
-    """What a table says that the seconds were measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
-
-
 def summary(
-    settings: Settings,
-    dataset: Data,
-    model: nn.Module,
-    optimizer: Descent,
-    rows: list[dict[str, Any]],
-    device: torch.device,
+    settings: Settings, dataset: Data, model: nn.Module, optimizer: Descent, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What `result.json` holds: the last epoch, never the best one."""
     last, steps = rows[-1], rows[-1]["steps"]
@@ -359,9 +332,7 @@ def summary(
         "seconds": last["seconds"],
         "images_per_second": steps * settings.trainer.batch_size / last["seconds"],
         "peak_memory_bytes": last["peak_memory_bytes"],
-        "device": device_name(device),
         "precision": settings.trainer.precision,
         "versions": results.versions(),
-        "git_commit": results.git_commit(),
         "config_hash": settings.config_hash,
     }

@@ -227,7 +227,7 @@ def test_a_write_that_fails_keeps_the_last_good_checkpoint(tmp_path, capfd):
     process = in_a_process(limited, arguments)
     process.join()
     assert process.exitcode == 2
-    assert "File too large; the last good checkpoint is kept" in one_line(capfd.readouterr().err)
+    assert f"cannot write {last}: File too large; what was saved before is kept" in one_line(capfd.readouterr().err)
     assert last.read_bytes() == good
     assert not list(last.parent.glob("*.partial"))
 

@@ -67,20 +67,21 @@ class GRST(RST):
 
     def sharpness_aware_step(self, closure: Closure, t: int) -> Tensor:
         """Step along (1 - γ)g + γgₛ, with g taken from the inner method's own first pass."""
-        first: list[Tensor] = []
+        params: list[Tensor] = []
+        g: list[Tensor] = []
 
         def closure_that_keeps_g() -> Tensor:
             loss = closure()
-            if not first:
-                params = self.params_with_grad()
-                first.extend(self.scratch("g", params))
-                torch._foreach_copy_(first, self.grads(params))
+            if not g:
+                params.extend(self.params_with_grad())
+                g.extend(self.scratch("g", params))
+                torch._foreach_copy_(g, self.grads(params))
             return loss
 
         loss = self.inner.gradient(closure_that_keeps_g)
         if self.unit_norm:
-            torch._foreach_div_(first, get_total_norm(first) + TINY)
+            torch._foreach_div_(g, get_total_norm(g) + TINY)
         # from gₛ towards g by 1 - γ: exact at both ends, so that γ = 1 is RST and γ = 0 the base, bit for bit
-        torch._foreach_lerp_(self.grads(self.params_with_grad()), first, 1 - self.gamma(t))
+        torch._foreach_lerp_(self.grads(params), g, 1 - self.gamma(t))
         self.inner.base.step()
         return loss
