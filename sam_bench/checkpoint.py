@@ -19,8 +19,8 @@ def save(path: Path, config_hash: str, seed: int, state: dict[str, Any]) -> None
     files.replace(path, buffer.getvalue())
 
 
-def load(path: Path, config_hash: str, seed: int, device: torch.device) -> dict[str, Any] | None:
-    """The checkpoint at `path`, or None where there is none.
+def load(path: Path, config_hash: str, seed: int) -> dict[str, Any] | None:
+    """The checkpoint at `path`, on the CPU, or None where there is none.
 
     Raises:
         SettingError: it is torn, or another run's.
@@ -29,7 +29,8 @@ def load(path: Path, config_hash: str, seed: int, device: torch.device) -> dict[
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        # on the CPU, from where each `load_state_dict` moves what belongs elsewhere: step counters mostly do not
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise SettingError(f"{path}: cannot be read, it is torn or no checkpoint; delete it to start anew") from error
     whose = tuple(state.get(key) for key in ("format", "config_hash", "seed")) if isinstance(state, dict) else None

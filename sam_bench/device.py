@@ -23,7 +23,7 @@ def pick(name: str) -> torch.device:
 def determinism(on: bool) -> None:
     """Make a resume exact on a GPU, at some speed; a CPU is exact either way."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.use_deterministic_algorithms(on)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it would write every new tensor twice
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = not on

@@ -6,10 +6,10 @@ Nothing here imports torch, so that a wrong setting is answered at once.
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
-from pydantic import FiniteFloat, NonNegativeInt
+from pydantic import Field, FiniteFloat, NonNegativeInt
 
-NonNegative = Annotated[FiniteFloat, Ge(0)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Share = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,11 @@ METHODS: dict[str, Method] = {
             "unit_norm": bool,
         },
     ),
+}
+
+# the settings of the base optimizers beside lr and weight_decay; those of timm are as many as its optimizers
+BASES: dict[str, dict[str, Any] | None] = {
+    "sgd": {"momentum": Share, "nesterov": bool, "fused": bool},
+    "adamw": {"betas": tuple[Share, Share], "eps": NonNegative, "fused": bool},
+    "timm": None,
 }

@@ -1,36 +1,51 @@
 """python -m sam_bench.report [FOLDER ...]: finished runs as a Markdown table, mean ± std over seeds."""
 
-import json
+import argparse
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from sam_bench import results
 from sam_bench.errors import SettingError
 
 COLUMNS = (
-    "data set | model | optimizer | schedule | epochs | seeds | test accuracy, % | propagations a step | seconds | "
-    "images/s | device, precision"
+    "data set | model | optimizer | schedule, varied settings | epochs | seeds | test accuracy, % | "
+    "propagations a step | seconds | images/s | device, precision"
 )
 
+# settings that have columns of their own
+NAMED = {"schedule.name", "model.name", "model.architecture", "dataset.name", "dataset.root", "dataset.subset"} | {
+    "trainer.epochs",
+    "trainer.precision",
+}
 
-def collect(folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The results under `folders`, by setting.
+
+def collect(folders: list[Path]) -> list[list[dict[str, Any]]]:
+    """The results under `folders`, those of one setting on one kind of device together.
 
     Raises:
-        SettingError: a folder has none.
+        SettingError: a folder has none, or a broken one.
 
     """
-    cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    cells: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for folder in folders:
         paths = sorted(folder.rglob("result.json"))
         if not paths:
             raise SettingError(f"{folder}: no finished run in it (a folder with result.json)")
         for path in paths:
-            result = json.loads(path.read_text())
-            cells[result["config_hash"]].append(result)
-    return cells
+            if result := results.read(path.parent):
+                cells[result["config_hash"], result["device"]].append(result)
+    return list(cells.values())
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings by their dotted names, as the command line has them."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def mean_and_deviation(values: list[float], digits: int) -> str:
@@ -39,7 +54,7 @@ def mean_and_deviation(values: list[float], digits: int) -> str:
     return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):,.{digits}f}"
 
 
-def table(cells: dict[str, list[dict[str, Any]]]) -> str:
+def table(cells: list[list[dict[str, Any]]]) -> str:
     """Markdown, in the order of the data sets, models and costs."""
 
     def order(runs: list[dict[str, Any]]) -> tuple[Any, ...]:
@@ -47,13 +62,18 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> str:
         return first["dataset"], first["model"], first["expected_propagations_per_step"], first["optimizer"]
 
     lines = [f"| {COLUMNS} |", "|" + " --- |" * len(COLUMNS.split("|"))]
-    for runs in sorted(cells.values(), key=order):
+    settings = [flat(runs[0]["config"]) for runs in cells]
+    for runs in sorted(cells, key=order):
         first = runs[0]
+        # what tells this row from another one of the same optimizer
+        mine = flat(first["config"])
+        alike = [other for other in settings if other["optimizer.name"] == mine["optimizer.name"]]
+        varied = [k for k in mine if k not in NAMED and any(other.get(k, mine[k]) != mine[k] for other in alike)]
         cells_of_row = [
             f"{first['dataset']}, {first['train_images']:,} images",
             first["model"],
             first["optimizer"],
-            first["schedule"] or "",
+            " ".join(filter(None, [first["schedule"], *(f"{key}={mine[key]}" for key in varied)])),
             str(first["epochs"]),
             str(len(runs)),
             mean_and_deviation([100 * run["test_accuracy"] for run in runs], 2),
@@ -67,8 +87,10 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m sam_bench.report", description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], help="where to look (runs)")
     try:
-        print(table(collect([Path(argument) for argument in sys.argv[1:] or ["runs"]])))
+        print(table(collect(parser.parse_args().folders)))
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

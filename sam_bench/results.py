@@ -26,11 +26,13 @@ def read(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / "result.json"
     try:
-        return json.loads(path.read_text())
+        result = json.loads(path.read_text())
+        table(result)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise SettingError(f"{path}: cannot be read ({error}); delete it to train again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError(f"{path}: is no result ({error!r}); delete it to train again") from error
+    return result
 
 
 def write_config(folder: Path, settings: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ The defaults stand in conf/ alone; here stands what a value may be. Nothing here
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,7 +26,7 @@ from pydantic import (
 )
 
 from sam_bench.errors import SettingError
-from sam_bench.methods import METHODS, NonNegative
+from sam_bench.methods import BASES, METHODS, NonNegative
 from sam_bench.schedules import SCHEDULES
 
 
@@ -52,9 +54,9 @@ class DatasetSettings(Strict):
     name: str
     root: Path | None = None
     subset: PositiveInt | None = None
-    padding: NonNegativeInt = 0
+    padding: int = Field(default=0, ge=0, le=1024)
     flip: bool = False
-    cutout: NonNegativeInt = 0
+    cutout: int = Field(default=0, ge=0, le=1024)
     image_size: PositiveInt | None = None
     workers: NonNegativeInt = 0
 
@@ -67,9 +69,21 @@ class DatasetSettings(Strict):
 class ModelSettings(Strict):
     """conf/model/."""
 
-    name: str
+    name: str | None = None
     architecture: str
     kwargs: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The name under which results are compared."""
+        return self.name or self.architecture
+
+    @field_validator("kwargs")
+    @classmethod
+    def _not_the_data_sets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"num_classes", "in_chans", "img_size"} & set(value)):
+            raise ValueError(f"{taken[0]} follows from the data set")
+        return value
 
 
 class BaseSettings(Open):
@@ -116,7 +130,7 @@ class TrainerSettings(Strict):
     decay_norm_and_bias: bool
     precision: Literal["fp32", "bf16"]
     channels_last: bool
-    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str
     deterministic: bool
 
     @field_validator("precision", mode="before")
@@ -124,6 +138,13 @@ class TrainerSettings(Strict):
     def _no_fp16(cls, value: Any) -> Any:
         if value in ("fp16", "16", 16, "float16", "half"):
             raise ValueError("fp16 needs a gradient scaler, which does not work with closures: 'bf16' or 'fp32'")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("should be auto, cpu, cuda or cuda:N")
         return value
 
     @model_validator(mode="after")
@@ -165,89 +186,42 @@ class Settings(Strict):
             SettingError: the first setting that is wrong, in one line.
 
         """
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise SettingError(f"{missing[0]}: has no default; give it as {missing[0]}=VALUE")
         try:
-            values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            values: Any = OmegaConf.to_container(config, resolve=True)
         except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0]
-            raise SettingError(f"{error.full_key}: {reason}; give it as {error.full_key}=VALUE") from error
-        name = str((values.get("optimizer") or {}).get("name"))
-        method = METHODS.get(name)
-        if method is None:
-            raise SettingError(f"optimizer={name}: registered are {', '.join(METHODS)}")
-        # what a run does not use is not part of what it is
-        if method.kind != "scheduled":
-            values["schedule"] = None
+            raise SettingError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        _check_optimizer(values)
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
             raise SettingError(_first_line(error, values)) from error
-        settings._check_method("optimizer", method.settings, settings.optimizer)
-        if method.kind == "scheduled":
-            settings._check_scheduled()
         settings._check_files()
         return settings
 
-    def _check_method(self, where: str, kinds: dict[str, Any], group: Open) -> None:
-        given = group.arguments()
-        if unknown := sorted(set(given) - set(kinds)):
-            raise SettingError(f"{where}.{unknown[0]}: {group.name} has no such setting, it has {', '.join(kinds)}")
-        for key, kind in kinds.items():
-            if key not in given:
-                raise SettingError(f"{where}.{key}: {group.name} needs it")
-            try:
-                value = TypeAdapter(kind).validate_python(given[key])
-            except ValidationError as error:
-                raise SettingError(f"{where}.{key}={given[key]}: {_reason(error)}") from error
-            assert group.__pydantic_extra__ is not None
-            group.__pydantic_extra__[key] = value
-
-    def _check_scheduled(self) -> None:
-        optimizer, inner, schedule = self.optimizer, self.optimizer.inner, self.schedule
-        choices = ", ".join(name for name, method in METHODS.items() if method.kind == "inner")
-        if inner is None or inner.name not in METHODS or METHODS[inner.name].kind != "inner":
-            name = inner.name if inner else "null"
-            raise SettingError(f"optimizer/inner={name}: {optimizer.name} schedules one of {choices}")
-        self._check_method("optimizer.inner", METHODS[inner.name].settings, inner)
-        if schedule is None or schedule.name not in SCHEDULES:
-            name = schedule.name if schedule else "null"
-            raise SettingError(f"schedule={name}: {optimizer.name} takes one of {', '.join(SCHEDULES)}")
-        try:
-            SCHEDULES[schedule.name](**schedule.arguments())
-        except ValueError as error:
-            raise SettingError(f"schedule={schedule.name}: {error}") from error
-        except TypeError as error:
-            raise SettingError(
-                f"schedule={schedule.name}: {str(error).replace('__init__()', schedule.name)}"
-            ) from error
-        extra = optimizer.arguments()
-        if optimizer.name == "grst" and (extra["gamma"] is None) == (extra["weight"] is None):
-            raise SettingError(
-                f"optimizer.gamma={extra['gamma']}, optimizer.weight={extra['weight']}: "
-                "give a number for one of them and null for the other"
-            )
-        if extra["warmup_epochs"] >= self.trainer.epochs:
-            raise SettingError(
-                f"optimizer.warmup_epochs={extra['warmup_epochs']}: leaves no sharpness-aware step "
-                f"in trainer.epochs={self.trainer.epochs}"
-            )
-
     def _check_files(self) -> None:
         root, runs = self.dataset.root, self.runs
-        if root is not None and root.exists() and not root.is_dir():
-            raise SettingError(f"dataset.root={root}: is a file; give the folder that holds the data set")
-        for path in (runs, *runs.parents):
-            if path.exists():
-                if not path.is_dir():
-                    raise SettingError(f"runs={runs}: {path} is a file; give a folder for the run folders")
-                break
+        try:
+            if root is not None and root.exists() and not root.is_dir():
+                raise SettingError(f"dataset.root={root}: is a file; give the folder that holds the data set")
+            existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        except OSError as error:  # a name too long, a folder that may not be searched
+            raise SettingError(f"dataset.root={root}, runs={runs}: {error.strerror}") from error
+        if not existing.is_dir():
+            raise SettingError(f"runs={runs}: {existing} is a file; give a folder for the run folders")
 
     # -------------------------------------------------------------------------------------------- identity
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same but for their seed: not where data and results lie, nor who watches."""
-        elsewhere: dict[str, Any] = {"seed": True, "runs": True, "logger": True, "dataset": {"root", "workers"}}
-        identity = self.model_dump(mode="json", exclude=elsewhere)
-        identity["dataset"]["label"] = self.dataset.label
+        identity = self.model_dump(mode="json", exclude={"seed", "runs", "logger"})
+        if self.dataset.name != "imagefolder":  # there the root says which data set it is, and workers draw
+            del identity["dataset"]["root"], identity["dataset"]["workers"]
+        elif self.dataset.root:
+            identity["dataset"]["root"] = str(self.dataset.root.resolve())
+        if identity["optimizer"].get("gamma") is not None:
+            del identity["optimizer"]["gamma_max"]  # the cap of the other knob
         return _plain(identity)
 
     @property
@@ -259,7 +233,7 @@ class Settings(Strict):
     @property
     def cell(self) -> str:
         """The name of what several seeds of one setting have in common: a cell of a table."""
-        parts = [self.dataset.label, self.model.name, self.optimizer.label]
+        parts = [self.dataset.label, self.model.label, self.optimizer.label]
         if self.schedule:
             parts.append(self.schedule.name)
         return "-".join([*parts, self.config_hash]).replace("/", "_")
@@ -268,6 +242,68 @@ class Settings(Strict):
     def folder(self) -> Path:
         """The run folder."""
         return self.runs / self.cell / f"seed-{self.seed}"
+
+
+def _check_optimizer(values: dict[str, Any]) -> None:
+    """Give the settings of the optimizer and its parts, which depend on their names, their types.
+
+    What a run does not use is taken out, since it is no part of what the run is.
+    """
+    optimizer = _group(values, "optimizer", METHODS)
+    method = METHODS[optimizer["name"]]
+    base = _group(optimizer, "base", BASES, "optimizer.base")
+    if kinds := BASES[base["name"]]:
+        _check_group("optimizer.base", base, kinds, ("lr", "weight_decay"))
+    if base.get("nesterov") and not base["momentum"]:
+        raise SettingError("optimizer.base.momentum=0: Nesterov momentum needs one; add optimizer.base.nesterov=false")
+    if method.kind != "scheduled":
+        values["schedule"] = None
+        optimizer.pop("inner", None)
+    _check_group("optimizer", optimizer, method.settings, ("base", "inner"))
+    if method.kind != "scheduled":
+        return
+
+    inner = _group(optimizer, "inner", [n for n, m in METHODS.items() if m.kind == "inner"], "optimizer/inner")
+    _check_group("optimizer.inner", inner, METHODS[inner["name"]].settings)
+    schedule = _group(values, "schedule", SCHEDULES)
+    try:
+        SCHEDULES[schedule["name"]](**{key: value for key, value in schedule.items() if key != "name"})
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"schedule={schedule['name']}: {error}") from error
+    if optimizer["name"] == "grst" and (optimizer["gamma"] is None) == (optimizer["weight"] is None):
+        raise SettingError(
+            f"optimizer.gamma={optimizer['gamma']}, optimizer.weight={optimizer['weight']}: "
+            "give a number for one of them and null for the other"
+        )
+    epochs = values.get("trainer", {}).get("epochs")
+    if isinstance(epochs, int) and 0 < epochs <= optimizer["warmup_epochs"]:
+        raise SettingError(
+            f"optimizer.warmup_epochs={optimizer['warmup_epochs']}: leaves no sharpness-aware step "
+            f"in trainer.epochs={epochs}"
+        )
+
+
+def _group(values: dict[str, Any], key: str, choices: Iterable[str], where: str = "") -> dict[str, Any]:
+    """The group of settings under `key`, whose name is one of the choices."""
+    group = values.get(key)
+    name = str(group.get("name") if isinstance(group, dict) else group)
+    if not isinstance(group, dict) or name not in choices:
+        raise SettingError(f"{where or key}={name}: the choices are {', '.join(choices)}")
+    return group
+
+
+def _check_group(where: str, group: dict[str, Any], kinds: dict[str, Any], beside: tuple[str, ...] = ()) -> None:
+    """Check the settings of one method and give them their types, in place."""
+    if unknown := sorted(set(group) - set(kinds) - {"name", *beside}):
+        has = ", ".join([*kinds, *(key for key in beside if key not in ("base", "inner"))]) or "none of its own"
+        raise SettingError(f"{where}.{unknown[0]}: {group['name']} has no such setting; it has {has}")
+    for key, kind in kinds.items():
+        if key not in group:
+            raise SettingError(f"{where}.{key}: {group['name']} needs it")
+        try:
+            group[key] = TypeAdapter(kind).validate_python(group[key])
+        except ValidationError as error:
+            raise SettingError(f"{where}.{key}={group[key]}: {_reason(error)}") from error
 
 
 def _plain(value: Any) -> Any:

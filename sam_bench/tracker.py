@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ class Tracker:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.run: Any = None
-        if settings.logger.name == "wandb":
-            self._try(lambda: self._start(settings, folder))
+        self.failed = settings.logger.name != "wandb"
+        self._try(lambda: self._start(settings, folder))
 
     def _start(self, settings: Settings, folder: Path) -> None:
         import wandb
@@ -29,7 +30,7 @@ class Tracker:
             resume="allow",
             group=settings.cell,
             job_type=settings.optimizer.label,
-            tags=[settings.dataset.label, settings.model.name, *settings.logger.tags],
+            tags=[settings.dataset.label, settings.model.label, *settings.logger.tags],
             config=settings.model_dump(mode="json"),
             reinit="finish_previous",
             settings=wandb.Settings(silent=True, console="off"),
@@ -38,21 +39,22 @@ class Tracker:
         self.run.define_metric("*", step_metric="propagations")  # methods compare at equal numbers of gradients
 
     def log(self, row: dict[str, Any]) -> None:
-        """An epoch's row."""
-        if self.run is not None:
-            self._try(lambda: self.run.log(row))
+        """An epoch's row; one that W&B has already is left out by it."""
+        self._try(lambda: self.run.log(row, step=row["epoch"]))
 
     def finish(self, result: dict[str, Any] | None) -> None:
         """The end of the run, with its result, or without one if it failed."""
+        self._try(lambda: self.run.summary.update(result or {}))
         if self.run is not None:
-            self._try(lambda: self.run.summary.update(result or {}))
-            self._try(lambda: self.run.finish(exit_code=0 if result else 1))
-            self.run = None
+            with suppress(Exception):
+                self.run.finish(exit_code=0 if result else 1)
 
     def _try(self, action: Callable[[], Any]) -> None:
+        if self.failed:
+            return
         try:
             action()
         except Exception as error:
-            self.run = None
+            self.failed = True
             reason = " ".join(str(error).split())
             print(f"warning: logger=wandb: {reason}; training goes on without it", file=sys.stderr)

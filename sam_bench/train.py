@@ -4,7 +4,7 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sam_bench import checkpoint, data, models, optim, results
 from sam_bench import device as devices
 from sam_bench.data import Data
-from sam_bench.data.sampling import epoch_seed
+from sam_bench.data.sampling import derived_seed
 from sam_bench.errors import SettingError
 from sam_bench.optim import Descent
 from sam_bench.settings import Settings, TrainerSettings
@@ -36,10 +36,9 @@ def train(settings: Settings) -> dict[str, Any]:
     trainer, folder = settings.trainer, settings.folder
     device = devices.pick(trainer.device)
     devices.determinism(trainer.deterministic)
-    devices.reset_peak_memory(device)
     commit = results.git_commit()  # now: the files may change while it trains
     dataset = data.create(settings.dataset, trainer.batch_size, device, settings.seed)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(derived_seed("weights", settings.seed))
     model = models.create(settings.model, dataset.classes, dataset.channels, dataset.image_size).to(device)
     model = model.to(memory_format=memory_format(trainer))
     optimizer, decay = create_optimizer(settings, model, dataset.steps_per_epoch)
@@ -47,24 +46,20 @@ def train(settings: Settings) -> dict[str, Any]:
     scheduler = LambdaLR(optimizer, warmup_then_cosine(trainer.warmup_epochs * dataset.steps_per_epoch, steps))
     closure = Closure(model, optimizer, trainer, decay)
 
-    say_what_is_expected(settings, dataset, model, optimizer, steps, device)
+    say_what_is_expected(settings, dataset, closure, steps)
     with run_folder(folder, model):
+        rows = resume(settings, model, optimizer, scheduler)
         results.write_config(folder, settings.model_dump(mode="json"))
-        rows: list[dict[str, Any]] = []
-        if last := checkpoint.load(folder / "last.pt", settings.config_hash, settings.seed, device):
-            model.load_state_dict(last["model"])
-            optimizer.load_state_dict(last["optimizer"])
-            scheduler.load_state_dict(last["scheduler"])
-            rows = last["rows"]
-            results.write_metrics(folder, rows)
-            print(f"goes on after epoch {len(rows)} of {trainer.epochs}")
         tracker, result = Tracker(settings, folder), None
+        for row in rows:
+            tracker.log(row)
         bar = tqdm(total=steps, initial=len(rows) * dataset.steps_per_epoch, unit="step", disable=None, leave=False)
         try:
             for epoch in range(len(rows), trainer.epochs):
-                # dropout and the like: all that is random in an epoch follows from (seed, epoch)
-                torch.manual_seed(epoch_seed(settings.seed, epoch))
+                # all that is random in an epoch, here dropout and the like, follows from (seed, epoch)
+                torch.manual_seed(derived_seed("dropout", settings.seed, epoch))
                 model.train()
+                devices.reset_peak_memory(device)
                 losses = torch.empty(dataset.steps_per_epoch, device=device)
                 correct = torch.zeros((), dtype=torch.int64, device=device)
                 start = time.perf_counter()
@@ -77,8 +72,9 @@ def train(settings: Settings) -> dict[str, Any]:
                     bar.update()
                 devices.wait_for(device)  # deliberate, for the clock; within the epoch nothing waits
                 seconds = time.perf_counter() - start
+                peak_memory = devices.peak_memory(device)
 
-                test_loss, test_accuracy = evaluate(model, dataset, trainer)
+                test_loss, test_accuracy = evaluate(model, dataset.test(), trainer)
                 check_finite(losses, model, epoch * dataset.steps_per_epoch, folder)
                 images_seen = dataset.steps_per_epoch * trainer.batch_size
                 rows.append(
@@ -95,9 +91,7 @@ def train(settings: Settings) -> dict[str, Any]:
                         "sharpness_aware_steps": optimizer.sharpness_aware_steps,
                         "seconds": seconds + (rows[-1]["seconds"] if rows else 0.0),
                         "images_per_second": images_seen / seconds,
-                        "peak_memory_bytes": max(
-                            devices.peak_memory(device), rows[-1]["peak_memory_bytes"] if rows else 0
-                        ),
+                        "peak_memory_bytes": max(peak_memory, rows[-1]["peak_memory_bytes"] if rows else 0),
                     }
                 )
                 checkpoint.save(
@@ -124,6 +118,28 @@ def train(settings: Settings) -> dict[str, Any]:
             bar.close()
             tracker.finish(result)
     return result
+
+
+def resume(settings: Settings, model: nn.Module, optimizer: Descent, scheduler: LambdaLR) -> list[dict[str, Any]]:
+    """Go back to the end of the last epoch that was saved; return the rows of the epochs until then.
+
+    Raises:
+        SettingError: there is a checkpoint that cannot be that of this run.
+
+    """
+    path = settings.folder / "last.pt"
+    last = checkpoint.load(path, settings.config_hash, settings.seed)
+    if last is None:
+        return []
+    try:
+        model.load_state_dict(last["model"])
+        optimizer.load_state_dict(last["optimizer"])
+        scheduler.load_state_dict(last["scheduler"])
+        results.write_metrics(settings.folder, last["rows"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise SettingError(f"{path}: does not fit this run ({error!r:.200}); delete it to start anew") from error
+    print(f"goes on after epoch {len(last['rows'])} of {settings.trainer.epochs}")
+    return last["rows"]
 
 
 class Closure:
@@ -180,11 +196,8 @@ def create_optimizer(settings: Settings, model: nn.Module, steps_per_epoch: int)
         def clip(*_: Any) -> None:
             nn.utils.clip_grad_norm_(params, limit)
 
-        innermost: Any = optimizer
-        while isinstance(innermost, Descent):
-            innermost = innermost.base
         # a hook of the base sees the gradient that it is about to step along, whatever the method
-        innermost.register_step_pre_hook(clip)
+        optimizer.innermost.register_step_pre_hook(clip)
     return optimizer, decay
 
 
@@ -215,17 +228,21 @@ def autocast(device: torch.device, trainer: TrainerSettings) -> torch.autocast:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Data, trainer: TrainerSettings) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over the test set."""
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], trainer: TrainerSettings
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over the batches."""
     model.eval()
     totals: Any = 0.0
-    for images, labels in dataset.test():
+    count = 0
+    for images, labels in batches:
+        count += len(labels)
         with autocast(images.device, trainer):
             logits = model(images).float()
         loss = F.cross_entropy(logits, labels, reduction="sum")
         totals = totals + torch.stack([loss, (logits.argmax(1) == labels).sum()])
     loss_sum, correct = totals.tolist()
-    return loss_sum / dataset.test_size, correct / dataset.test_size
+    return loss_sum / count, correct / count
 
 
 def check_finite(losses: Tensor, model: nn.Module, first_step: int, folder: Path) -> None:
@@ -273,35 +290,37 @@ def run_folder(folder: Path, model: nn.Module) -> Iterator[None]:
         lock.release()
 
 
-def say_what_is_expected(
-    settings: Settings, dataset: Data, model: nn.Module, optimizer: Descent, steps: int, device: torch.device
-) -> None:
-    """Print the cost that is expected, in propagations and, from three of a copy of the model, in seconds.
+def say_what_is_expected(settings: Settings, dataset: Data, closure: "Closure", steps: int) -> None:
+    """Print the cost that is expected, in propagations and, from a few steps of a copy, in seconds.
 
     Raises:
-        SettingError: the model cannot take these images.
+        SettingError: model, images and optimizer do not work together: here they meet for the first time.
 
     """
-    probe, trainer = copy.deepcopy(model), settings.trainer
-    shape = (trainer.batch_size // trainer.accumulate, dataset.channels, dataset.image_size, dataset.image_size)
-    images = torch.ones(shape, device=device).contiguous(memory_format=memory_format(trainer))
-    best = math.inf
-    for _ in range(3):
+    trainer, expected = settings.trainer, closure.optimizer.expected_propagations_per_step
+    device = next(closure.model.parameters()).device
+    probe, best = copy.deepcopy(closure), math.inf
+    shape = (trainer.batch_size, dataset.channels, dataset.image_size, dataset.image_size)
+    images, labels = torch.ones(shape, device=device), torch.full(shape[:1], dataset.classes - 1, device=device)
+    try:
+        for _ in range(3):
+            start = time.perf_counter()
+            probe.batch(images, labels)
+            probe.optimizer.descend(probe)
+            devices.wait_for(device)
+            best = min(best, time.perf_counter() - start)
+        probe.optimizer.step(probe)
+        probe.correct()
         start = time.perf_counter()
-        try:
-            with autocast(device, trainer):
-                loss = probe(images).float().sum()
-            loss.backward()
-        except (RuntimeError, ValueError, AssertionError) as error:  # the first time that model and images meet
-            reason = str(error).splitlines()[0]
-            raise SettingError(f"model={settings.model.name}, dataset={settings.dataset.label}: {reason}") from error
-        devices.wait_for(device)
-        best = min(best, time.perf_counter() - start)
-    expected = optimizer.expected_propagations_per_step
-    seconds = best * trainer.accumulate * steps * expected
+        evaluate(probe.model, [(images, labels)], trainer)
+        testing = (time.perf_counter() - start) * dataset.test_size / trainer.batch_size * trainer.epochs
+    except Exception as error:  # whatever a model or an optimizer of others raises, the settings are the reason
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        names = f"model={settings.model.label}, dataset={settings.dataset.label}, optimizer={settings.optimizer.label}"
+        raise SettingError(f"{names}: {reason}") from error
     print(
         f"{steps} steps of {trainer.batch_size} images, {expected:.4f} propagations a step expected: "
-        f"about {seconds:.0f} s of training on {device}"
+        f"about {best * steps * expected:.0f} s of training and {testing:.0f} s of testing in all on {device}"
     )
 
 
@@ -315,7 +334,7 @@ def summary(
         "inner": settings.optimizer.inner.name if settings.optimizer.inner else None,
         "schedule": settings.schedule.name if settings.schedule else None,
         "dataset": settings.dataset.label,
-        "model": settings.model.name,
+        "model": settings.model.label,
         "seed": settings.seed,
         "epochs": len(rows),
         "steps": steps,
@@ -335,4 +354,5 @@ def summary(
         "precision": settings.trainer.precision,
         "versions": results.versions(),
         "config_hash": settings.config_hash,
+        "config": settings.identity(),
     }

@@ -14,7 +14,7 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _deterministic():
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     torch.manual_seed(0)
 
 

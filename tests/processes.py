@@ -12,8 +12,11 @@ CONTEXT.set_forkserver_preload(["sam_bench.train", "torch._dynamo", "sklearn.dat
 
 
 def train(arguments: list[str]) -> None:
+    import torch
+
     from sam_bench.train import train as train_
 
+    torch.set_num_threads(1)  # threads of several processes that wait for each other on two cores take minutes
     try:
         train_(settings(*arguments))
     except SettingError as error:

@@ -45,7 +45,7 @@ def test_the_main_job_as_a_new_user_runs_it(tmp_path):
     assert result["expected_propagations_per_step"] == pytest.approx(1.5, abs=1 / steps)
     assert result["propagations_per_step"] == 1 + result["sharpness_aware_steps"] / steps
     assert f"{result['expected_propagations_per_step']:.4f} propagations a step expected" in out
-    assert "s of training on" in out
+    assert " s of training and " in out
 
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert len(rows) == result["epochs"] == 20
@@ -96,6 +96,9 @@ SAME = [
     (["optimizer=sgd"], ["optimizer=sgd", "schedule=trigonometric"]),
     (["optimizer.inner.rho=1"], ["optimizer.inner.rho=1.0"]),
     (["schedule.start=0"], ["schedule.start=0.0"]),
+    (["optimizer=sam"], ["optimizer=sam", "+optimizer/inner=sam"]),
+    (["optimizer=grst"], ["optimizer=grst", "optimizer.gamma_max=9"]),
+    (["optimizer.base.momentum=0.5"], ["optimizer.base.momentum='0.5'"]),
 ]
 OTHER = [
     ([], ["schedule=trigonometric"]),
@@ -105,6 +108,8 @@ OTHER = [
     ([], ["trainer.epochs=21"]),
     ([], ["dataset.subset=100"]),
     ([], ["trainer.precision=bf16"]),
+    (["dataset=imagefolder", "dataset.root=/a/images"], ["dataset=imagefolder", "dataset.root=/b/images"]),
+    (["optimizer=grst", "optimizer.gamma=null", "optimizer.weight=1"], ["optimizer=grst", "optimizer.gamma=1"]),
 ]
 
 

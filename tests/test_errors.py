@@ -42,8 +42,15 @@ WRONG = [
     (["seed=-1"], 2, ["seed=-1", "greater than or equal to 0"]),
     (["optimizer.base.lr=-0.1"], 2, ["optimizer.base.lr=-0.1", "greater than or equal to 0"]),
     (["optimizer.base.weight_decay=-1"], 2, ["optimizer.base.weight_decay=-1"]),
-    (["optimizer.base.momentum=-1"], 2, ["optimizer.base=sgd", "Invalid momentum value: -1"]),
-    (["+optimizer.base.lrr=1"], 2, ["optimizer.base=sgd", "lrr"]),
+    (["optimizer.base.momentum=-1"], 2, ["optimizer.base.momentum=-1", "greater than or equal to 0"]),
+    (["optimizer.base.momentum=nan"], 2, ["optimizer.base.momentum=nan", "finite"]),
+    (["optimizer.base.nesterov=maybe"], 2, ["optimizer.base.nesterov=maybe", "boolean"]),
+    (["optimizer/base=adamw", "optimizer.base.betas=[0.9]"], 2, ["optimizer.base.betas=[0.9]"]),
+    (["optimizer.base.name=adagrad"], 2, ["optimizer.base=adagrad", "sgd, adamw, timm"]),
+    (["+optimizer.base.lrr=1"], 2, ["optimizer.base.lrr", "sgd has no such setting", "momentum"]),
+    (["+optimizer.base.differentiable=true"], 2, ["optimizer.base.differentiable"]),
+    (["dataset.cutout=99999999999999999999"], 2, ["dataset.cutout=", "less than or equal to 1024"]),
+    (["trainer.device=mps"], 2, ["trainer.device=mps", "auto, cpu, cuda"]),
     (["dataset.subset=0"], 2, ["dataset.subset=0", "greater than 0"]),
     (["dataset.subset=2000"], 2, ["dataset.subset=2000", "1437 images"]),
     (["dataset.padding=-1"], 2, ["dataset.padding=-1"]),
@@ -52,7 +59,7 @@ WRONG = [
     (["+schedule.p=1"], 2, ["schedule=linear", "p"]),
     (["+optimizer.sparsity=0.5"], 2, ["optimizer.sparsity", "rst has no such setting", "warmup_epochs"]),
     # combinations that cannot work
-    (["trainer.batch_size=2000"], 2, ["trainer.batch_size=2000", "1437 images"]),
+    (["trainer.batch_size=2000"], 2, ["trainer.batch_size=2000", "1437 training images"]),
     (["trainer.accumulate=3"], 2, ["trainer", "accumulate=3", "batch_size=64"]),
     (["trainer.warmup_epochs=21"], 2, ["warmup_epochs=21", "epochs=20"]),
     (["optimizer.warmup_epochs=20"], 2, ["optimizer.warmup_epochs=20", "trainer.epochs=20"]),
@@ -62,11 +69,21 @@ WRONG = [
     (["optimizer.name=magic"], 2, ["optimizer=magic", "rst"]),
     (["dataset.name=mnist"], 2, ["dataset=mnist", "digits, cifar10"]),
     (["model=vgg11_bn"], 2, ["model=vgg11_bn, dataset=digits"]),
-    (["model=timm"], 2, ["model.architecture"]),
+    (["model=timm"], 2, ["model.architecture=VALUE"]),
     (["model=timm", "model.architecture=resnt18"], 2, ["model.architecture=resnt18", "resnet18"]),
     (["+model.kwargs.depth=3"], 2, ["model.kwargs", "depth"]),
+    (["+model.kwargs.num_classes=5"], 2, ["model.kwargs", "num_classes follows from the data set"]),
+    (["model=timm", "model.architecture=test_resnet", "+model.kwargs.features_only=true"], 2, ["model=test_resnet"]),
+    (["optimizer=timm", "optimizer.base.opt=adahessian"], 2, ["optimizer=adahessian"]),
+    (["optimizer=timm", "optimizer.base.opt=bnbadam"], 2, ["optimizer.base=timm"]),
+    (["optimizer=timm", "optimizer.base.opt=kron"], 2, ["optimizer.base.opt=kron", "all but kron"]),
+    (["dataset=cifar10", "dataset.root=null"], 2, ["dataset.root=null", "cifar10"]),
+    (["optimizer.base=3"], 2, ["optimizer.base=3", "sgd, adamw, timm"]),
     (["optimizer=timm"], 2, ["optimizer.base.opt", "optimizer.base.opt=VALUE"]),
-    (["optimizer=timm", "optimizer.base.opt=lambada"], 2, ["optimizer.base.opt=lambada", "lamb,"]),
+    (["optimizer.base.momentum=0"], 2, ["optimizer.base.nesterov=false"]),
+    (["dataset.padding=9"], 2, ["dataset.padding=9", "8 pixels"]),
+    (["dataset.cutout=9"], 2, ["dataset.cutout=9", "8 pixels"]),
+    (["optimizer=timm", "optimizer.base.opt=lambada"], 2, ["optimizer.base.opt=lambada", "lamb"]),
 ]
 
 
@@ -105,6 +122,13 @@ def test_data_root_is_a_file(command, tmp_path):
     assert status == 2
     assert "dataset.root=" in one_line(err)
     assert "is a file" in err
+
+
+def test_a_name_that_no_file_system_takes(command):
+    command.runs = command.runs / ("x" * 300)
+    status, _, err = command()
+    assert status == 2
+    assert "File name too long" in one_line(err)
 
 
 def test_runs_is_a_file(command):
@@ -189,13 +213,28 @@ def test_a_foreign_checkpoint_is_named_and_kept(command):
     assert "is the checkpoint of another run" in one_line(err)
 
 
-def test_a_broken_result_is_named(command):
+def test_a_checkpoint_of_another_model_is_named_and_kept(command):
     command(*TINY)
     (folder,) = command.folders()
-    (folder / "result.json").write_text("{")
+    (folder / "result.json").unlink()
+    state = torch.load(folder / "last.pt", weights_only=True)
+    del state["model"]["fc.weight"]
+    torch.save(state, folder / "last.pt")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     status, _, err = command(*TINY)
     assert status == 2
-    assert "result.json: cannot be read" in one_line(err)
+    assert f"{folder / 'last.pt'}: does not fit this run" in one_line(err)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_broken_result_is_named(command, content):
+    command(*TINY)
+    (folder,) = command.folders()
+    (folder / "result.json").write_text(content)
+    status, _, err = command(*TINY)
+    assert status == 2
+    assert "result.json: is no result" in one_line(err)
 
 
 def test_the_same_run_twice_at_once(command, tmp_path):

@@ -4,9 +4,11 @@ import json
 import struct
 
 import pytest
+import torch
 import wandb as library
 from wandb.proto import wandb_internal_pb2
 
+from sam_bench.tracker import Tracker
 from tests.command import TINY, settings
 
 
@@ -64,7 +66,7 @@ def test_every_job_of_a_sweep_has_a_run_of_its_own_with_the_numbers_of_its_resul
             for record in found
             if record.HasField("metric")
         }
-        assert metrics["*"].step_metric == "propagations" or metrics["*"].step_metric_index
+        assert metrics["*"].step_metric == "propagations" or metrics["*"].step_metric_index == 1  # the first named
         assert any(record.HasField("exit") and record.exit.exit_code == 0 for record in found)
 
 
@@ -78,5 +80,45 @@ def test_a_tracker_that_fails_does_not_stop_training(command, wandb, monkeypatch
     assert len(command.folders()) == 1
 
 
-def test_the_id_is_the_same_at_every_start():
-    assert settings("seed=3").config_hash == settings("seed=3", "logger=none").config_hash
+def test_a_resumed_run_writes_every_epoch_under_the_same_id(command, wandb):
+    """W&B keeps offline parts apart; each is whole, so that whichever is sent last has everything."""
+    command(*wandb)
+    library.teardown()
+    (folder,) = command.folders()
+    state = torch.load(folder / "last.pt", weights_only=True)
+    (folder / "result.json").unlink()
+    command(*wandb)
+    library.teardown()
+    parts = [records(path) for path in folder.glob("wandb/offline-run-*/*.wandb")]
+    ids = {record.run.run_id for part in parts for record in part if record.HasField("run")}
+    assert ids == {f"{state['config_hash']}-0"}
+    for part in parts:
+        history = [values(record.history.item) for record in part if record.HasField("history")]
+        assert [row["epoch"] for row in history] == [1, 2, 3]
+
+
+class Broken:
+    """A W&B run whose connection is gone."""
+
+    def __init__(self, run):
+        self.run, self.finished = run, False
+
+    def log(self, *_, **__):
+        raise ConnectionError("gone")
+
+    def finish(self, **kwargs):
+        self.finished = True
+        self.run.finish(**kwargs)
+
+
+def test_a_tracker_that_fails_later_is_said_once_and_finished(command, wandb, monkeypatch, capfd):
+    chosen = settings(*wandb, f"runs={command.runs}")
+    folder = chosen.folder
+    folder.mkdir(parents=True)
+    tracker = Tracker(chosen, folder)
+    tracker.run = broken = Broken(tracker.run)
+    for epoch in range(3):
+        tracker.log({"epoch": epoch})
+    tracker.finish({"test_accuracy": 1.0})
+    assert broken.finished
+    assert capfd.readouterr().err.count("warning: logger=wandb: gone") == 1

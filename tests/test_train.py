@@ -155,8 +155,28 @@ def test_four_optimizers_learn_a_part_of_real_cifar10(cifar_root, command):
     results = {r["optimizer"]: r for r in (json.loads((f / "result.json").read_text()) for f in command.folders())}
     assert set(results) == {"sgd", "sam", "rst", "grst"}
     for result in results.values():
-        assert result["test_accuracy"] > 0.2
+        assert result["test_accuracy"] > 0.25  # chance is 0.1; four epochs of 31 steps
     assert results["sgd"]["propagations_per_step"] == 1
     assert results["sam"]["propagations_per_step"] == 2
     assert results["rst"]["propagations_per_step"] == results["grst"]["propagations_per_step"]
     assert results["rst"]["expected_propagations_per_step"] == 1.5
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_fused_base_steps_as_the_loop_does(channels_last):
+    """torch's fused step reads weights and gradients as they lie in memory, so the two must lie alike."""
+    weights = []
+    for fused in (True, False):
+        choices = [f"optimizer.base.fused={fused}", f"trainer.channels_last={channels_last}", "schedule.start=1"]
+        chosen = settings("optimizer=grst", *choices)
+        torch.manual_seed(0)
+        model = train.models.create(chosen.model, 10, 3, 8).double()
+        model = model.to(memory_format=train.memory_format(chosen.trainer))
+        optimizer, decay = train.create_optimizer(chosen, model, 10)
+        closure = train.Closure(model, optimizer, chosen.trainer, decay)
+        for _ in range(6):
+            closure.batch(torch.randn(32, 3, 8, 8, dtype=torch.float64), torch.randint(10, (32,)))
+            optimizer.step(closure)
+        assert optimizer.sharpness_aware_steps == 6
+        weights.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(*weights)

@@ -24,12 +24,8 @@ def load(settings: DatasetSettings) -> Arrays:
 
     """
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[settings.name]
-    assert settings.root is not None
-    folder = settings.root / kind.base_folder
-    for name, md5 in [*kind.train_list, *kind.test_list]:
-        file = folder / name
-        if file.exists() and not check_integrity(str(file), md5):
-            raise SettingError(f"dataset.root={settings.root}: {file} is broken (its md5 is not {md5}); delete it")
+    if settings.root is None:
+        raise SettingError(f"dataset.root=null: {settings.name} needs the folder that holds it")
     train, test = (_open(kind, settings.root, part) for part in (True, False))
     return Arrays(
         torch.from_numpy(train.data),
@@ -43,7 +39,11 @@ def load(settings: DatasetSettings) -> Arrays:
 def _open(kind: type[CIFAR10], root: Path, train: bool) -> CIFAR10:
     try:
         return kind(str(root), train=train, download=False)
-    except RuntimeError:  # not there
+    except RuntimeError:  # not there, or broken
+        for name, md5 in [*kind.train_list, *kind.test_list]:
+            file = root / kind.base_folder / name
+            if file.exists() and not check_integrity(str(file), md5):
+                raise SettingError(f"dataset.root={root}: {file} is broken (its md5 is not {md5}); delete it") from None
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 return kind(str(root), train=train, download=True)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sam_bench.data.sampling import balanced_subset, check_batch, epoch_seed
+from sam_bench.data.sampling import balanced_subset, check_batch, derived_seed
+from sam_bench.errors import SettingError
 from sam_bench.settings import DatasetSettings
 
 TEST_BATCH = 1000
@@ -34,6 +35,10 @@ class DeviceData:
         check_batch(batch_size, len(images))
         self.classes = arrays.classes
         self.image_size, self.channels = images.shape[2], images.shape[3]
+        for name in ("padding", "cutout"):
+            if getattr(settings, name) > self.image_size:
+                value = getattr(settings, name)
+                raise SettingError(f"dataset.{name}={value}: is more than the {self.image_size} pixels of an image")
         self.train_size, self.test_size = len(images), len(arrays.test_images)
         self.steps_per_epoch = len(images) // batch_size
         self.batch_size, self.seed, self.settings, self.device = batch_size, seed, settings, device
@@ -51,7 +56,7 @@ class DeviceData:
     def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole batches in random order, each image with a crop, flip and hole of its own."""
         n, size, s, device = self.train_size, self.image_size, self.settings, self.device
-        draw = self.generator.manual_seed(epoch_seed(self.seed, epoch))
+        draw = self.generator.manual_seed(derived_seed("augmentation", self.seed, epoch))
         order = torch.randperm(n, generator=draw, device=device)
         top, left = torch.randint(2 * s.padding + 1, (2, n, 1), generator=draw, device=device)
         flip = torch.randint(1 + s.flip, (n, 1), generator=draw, device=device).bool()

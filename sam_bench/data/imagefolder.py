@@ -4,6 +4,7 @@ Training takes timm's standard random resized crop and flip, testing its centre 
 statistics, as every published recipe for such sets does.
 """
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ import torch
 from timm.data import ImageDataset, create_loader
 from torch import Tensor
 
-from sam_bench.data.sampling import balanced_subset, check_batch, epoch_seed
+from sam_bench.data.sampling import balanced_subset, check_batch, derived_seed
 from sam_bench.errors import SettingError
 from sam_bench.settings import DatasetSettings
 
@@ -53,7 +54,7 @@ class ImageFolderData:
                 batch_size=batch_size,
                 is_training=part == "train",
                 color_jitter=0.0,
-                num_workers=settings.workers,
+                num_workers=min(settings.workers, os.cpu_count() or 1),
                 pin_memory=device.type == "cuda",
                 device=device,
                 persistent_workers=False,  # fresh workers take the epoch's seed, which an exact resume needs
@@ -63,7 +64,7 @@ class ImageFolderData:
 
     def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Whole batches in random order; workers, and without them the transforms, follow the global generators."""
-        seed = epoch_seed(self.seed, epoch)
+        seed = derived_seed("augmentation", self.seed, epoch)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)

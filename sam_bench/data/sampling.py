@@ -1,14 +1,19 @@
 """Seeds and subsets."""
 
+import hashlib
+
 import torch
 from torch import Tensor
 
 from sam_bench.errors import SettingError
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """One seed for everything that is random in an epoch, so that no generator's state need be kept for a resume."""
-    return seed * 1_000_003 + epoch
+def derived_seed(purpose: str, seed: int, epoch: int = 0) -> int:
+    """A seed for one purpose in one epoch, unlike all others.
+
+    Since whatever is random follows from it, no generator's state need be kept for an exact resume.
+    """
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed} {epoch}".encode()).digest()[:6])
 
 
 def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
@@ -35,4 +40,4 @@ def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
 def check_batch(batch_size: int, train_size: int) -> None:
     """Refuse a batch that the training set cannot fill."""
     if batch_size > train_size:
-        raise SettingError(f"trainer.batch_size={batch_size}: the training set has {train_size} images")
+        raise SettingError(f"trainer.batch_size={batch_size}: is more than the {train_size} training images")

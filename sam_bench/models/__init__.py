@@ -22,7 +22,7 @@ def create(settings: ModelSettings, classes: int, channels: int, image_size: int
     """
     name = settings.architecture
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5) or timm.list_models("cifar_*")
+        near = difflib.get_close_matches(name, timm.list_models(), n=5) or ["none; timm.list_models() has all"]
         raise SettingError(f"model.architecture={name}: timm does not know it; near names: {', '.join(near)}")
     arguments: dict[str, Any] = {"num_classes": classes, "in_chans": channels, **settings.kwargs}
     try:
@@ -32,6 +32,6 @@ def create(settings: ModelSettings, classes: int, channels: int, image_size: int
             if "img_size" not in str(error):
                 raise
             return timm.create_model(name, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # whatever a network of others raises, the settings are the reason
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SettingError(f"model.architecture={name}, model.kwargs={settings.kwargs}: {reason}") from error

@@ -4,12 +4,12 @@ optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05, model=mod
 loss = optimizer.step(closure)       # closure: zero_grad, forward, backward, return the loss
 """
 
+import difflib
 from typing import Any
 
 import torch
 from torch import nn
 
-from sam_bench import optim
 from sam_bench.errors import SettingError
 from sam_bench.methods import METHODS
 from sam_bench.optim.descent import Closure, Descent
@@ -19,26 +19,37 @@ from sam_bench.optim.sam import SAM
 from sam_bench.schedules import SCHEDULES
 from sam_bench.settings import BaseSettings, OptimizerSettings, ScheduleSettings
 
+CLASSES: dict[str, type[Descent]] = {cls.__name__: cls for cls in (Descent, SAM, RST, GRST)}
+NO_EXACT_RESUME = ("kron", "kronw")  # they draw from a generator that their state_dict leaves out
+
 __all__ = ["GRST", "RST", "SAM", "Closure", "Descent", "create", "create_base"]
 
 
 def create_base(settings: BaseSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The base optimizer over `groups`, from torch, or under the name `timm` from timm's factory."""
-    try:
-        if settings.name == "sgd":
-            return torch.optim.SGD(groups, **settings.arguments())
-        if settings.name == "adamw":
-            return torch.optim.AdamW(groups, **settings.arguments())
+    """The base optimizer over `groups`, from torch, or under the name `timm` from timm's factory.
+
+    Raises:
+        SettingError: timm has no such optimizer, or the optimizer refuses its arguments.
+
+    """
+    arguments = settings.arguments()
+    factory: Any = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}.get(settings.name)
+    if factory is None:
         from timm.optim import create_optimizer_v2, list_optimizers
 
-        arguments = settings.arguments()
-        if arguments["opt"] not in list_optimizers():
-            raise SettingError(f"optimizer.base.opt={arguments['opt']}: timm has {', '.join(list_optimizers())}")
-        return create_optimizer_v2(groups, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, SettingError):
-            raise
-        raise SettingError(f"optimizer.base={settings.name}: {error}") from error
+        names = [name for name in list_optimizers() if name not in NO_EXACT_RESUME]
+        if arguments["opt"] not in names:
+            near = difflib.get_close_matches(str(arguments["opt"]), names, n=5) or ["none"]
+            raise SettingError(
+                f"optimizer.base.opt={arguments['opt']}: near names are {', '.join(near)}; "
+                f"all but {', '.join(NO_EXACT_RESUME)} of timm.optim.list_optimizers() are choices"
+            )
+        factory = create_optimizer_v2
+    try:
+        return factory(groups, **arguments)
+    except Exception as error:  # whatever an optimizer of others raises, the settings are the reason
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingError(f"optimizer.base={settings.name}: {reason}") from error
 
 
 def create(
@@ -53,14 +64,15 @@ def create(
     """The optimizer that the settings describe, over the parameter groups of `model`."""
     base = create_base(settings.base, groups)
     method = METHODS[settings.name]
-    cls = getattr(optim, method.cls)
+    cls: Any = CLASSES[method.cls]
     if method.kind == "plain":
         return cls(base, model=model)
     if method.kind == "inner":
         return cls(base, model=model, **settings.arguments())
     assert settings.inner is not None
     assert schedule is not None
-    inner = getattr(optim, METHODS[settings.inner.name].cls)(base, model=model, **settings.inner.arguments())
+    inner_cls: Any = CLASSES[METHODS[settings.inner.name].cls]
+    inner = inner_cls(base, model=model, **settings.inner.arguments())
     arguments = settings.arguments()
     warmup_steps = arguments.pop("warmup_epochs") * steps_per_epoch
     p = SCHEDULES[schedule.name](**schedule.arguments())

@@ -5,6 +5,7 @@ A method is a subclass that overrides `gradient`: it may evaluate the closure as
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ class Descent(Optimizer):
         model: where BatchNorm layers are to be found; their statistics then move once a step.
 
     Raises:
+        TypeError: `base` is no optimizer.
         ValueError: `base` needs the closure for itself (LBFGS).
 
     """
@@ -35,14 +37,15 @@ class Descent(Optimizer):
     propagations_if_aware = 1.0  # forward-backward pairs of one sharpness-aware step; 1: the method has none
 
     def __init__(self, base: Optimizer, model: nn.Module | None = None) -> None:
+        if not isinstance(base, Optimizer):
+            raise TypeError(f"Invalid base: {type(base).__name__} (a ready optimizer, such as SGD(parameters, lr=0.1))")
         if isinstance(base, torch.optim.LBFGS):
             raise ValueError("Invalid base: LBFGS evaluates the closure itself (any first-order optimizer)")
-        super().__init__(base.param_groups, base.defaults)
         self.base = base
+        super().__init__(base.param_groups, base.defaults)
         self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if model is not None else []
         self.counts: dict[str, float] = {"propagations": 0.0, "forwards": 0.0, "sharpness_aware_steps": 0}
         self._scratch: dict[str, dict[Tensor, Tensor]] = {}
-        self._share()
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -82,17 +85,19 @@ class Descent(Optimizer):
         """
         theta = self.scratch("theta", params)
         torch._foreach_copy_(theta, params)
-        torch._foreach_add_(params, epsilon)
-        del epsilon  # may be the last reference to a copy of the weights
         tracking = [m for m in self.batch_norms if m.track_running_stats]
-        for module in tracking:
-            module.track_running_stats = False
         try:
+            torch._foreach_add_(params, epsilon)
+            del epsilon  # may be the last reference to a copy of the weights
+            torch.clear_autocast_cache()  # where `step` is called within autocast, it holds θ in bf16
+            for module in tracking:
+                module.track_running_stats = False
             yield
         finally:
             for module in tracking:
                 module.track_running_stats = True
             torch._foreach_copy_(params, theta)
+            torch.clear_autocast_cache()
 
     def params_with_grad(self) -> list[Tensor]:
         """The parameters that the last backward reached, in the order of the groups."""
@@ -107,7 +112,7 @@ class Descent(Optimizer):
         """One buffer a parameter, allocated once, like it in shape, strides and type; never part of the state."""
         buffers = self._scratch.setdefault(name, {})
         for p in params:
-            if p not in buffers:
+            if p not in buffers or (buffers[p].dtype, buffers[p].device) != (p.dtype, p.device):
                 buffers[p] = torch.empty_like(p)
         return [buffers[p] for p in params]
 
@@ -135,6 +140,30 @@ class Descent(Optimizer):
 
     # --------------------------------------------------------------------------------- being a torch optimizer
 
+    @property
+    def innermost(self) -> Optimizer:
+        """The base optimizer under all the methods that wrap each other."""
+        return self.base.innermost if isinstance(self.base, Descent) else self.base
+
+    # properties, since torch's load_state_dict and unpickling bind new objects in the base
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of the base optimizer."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        pass  # torch's constructor starts a list of its own
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The state of the base optimizer."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        pass
+
     def own_state(self) -> dict[str, Any]:
         """What this class itself must keep for an exact resume, beside the state of `base`: plain numbers, tensors."""
         return dict(self.counts)
@@ -159,19 +188,11 @@ class Descent(Optimizer):
             raise ValueError(f"Invalid state_dict: not one of {own} (its keys: {', '.join(map(str, state_dict))})")
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != own})
         self.load_own_state(state_dict[own])
-        self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer, and so to this one."""
-        if "base" in self.__dict__:
+        if not any(group is param_group for group in self.param_groups):  # torch's constructor adds those it is given
             self.base.add_param_group(param_group)
-        else:  # torch's own constructor hands over, one by one, the groups that the base has already
-            super().add_param_group(param_group)
-
-    def _share(self) -> None:
-        # torch's load_state_dict and unpickling bind new objects; the two must stay one
-        self.param_groups = self.base.param_groups
-        self.state = self.base.state
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: no buffers, and none of what torch and its schedulers hang on an instance."""
@@ -181,7 +202,6 @@ class Descent(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._scratch = {}
-        self._share()
 
 
 def require(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:

@@ -56,12 +56,12 @@ class GRST(RST):
         require("weight", 0.0 if weight is None else weight, low=0)
         require("gamma_max", gamma_max, low=0)
         super().__init__(inner, schedule, total_steps, seed, warmup_steps)
-        self.fixed_gamma, self.weight, self.gamma_max, self.unit_norm = gamma, weight, gamma_max, unit_norm
+        self.gamma, self.weight, self.gamma_max, self.unit_norm = gamma, weight, gamma_max, unit_norm
 
-    def gamma(self, t: int) -> float:
+    def gamma_at(self, t: int) -> float:
         """γ at step t, one with X_t = 1 and so p(t) > 0."""
-        if self.fixed_gamma is not None:
-            return self.fixed_gamma
+        if self.gamma is not None:
+            return self.gamma
         assert self.weight is not None
         return min(self.weight / self.p(t), self.gamma_max)
 
@@ -79,9 +79,11 @@ class GRST(RST):
             return loss
 
         loss = self.inner.gradient(closure_that_keeps_g)
+        if len(params) != len(self.params_with_grad()) or any(p.grad is None for p in params):
+            raise RuntimeError("G-RST mixes the gradients of two passes, and the second reached other parameters")
         if self.unit_norm:
             torch._foreach_div_(g, get_total_norm(g) + TINY)
         # from gₛ towards g by 1 - γ: exact at both ends, so that γ = 1 is RST and γ = 0 the base, bit for bit
-        torch._foreach_lerp_(self.grads(params), g, 1 - self.gamma(t))
+        torch._foreach_lerp_(self.grads(params), g, 1 - self.gamma_at(t))
         self.inner.base.step()
         return loss

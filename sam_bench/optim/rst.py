@@ -40,6 +40,8 @@ class RST(Descent):
     ) -> None:
         if not isinstance(inner, Descent) or inner.propagations_if_aware == 1:
             raise ValueError(f"Invalid inner: {type(inner).__name__} (a sharpness-aware optimizer, such as SAM)")
+        if not callable(schedule):
+            raise TypeError(f"Invalid schedule: {schedule!r} (a function of t/T, such as Constant(0.5))")
         require("total_steps", total_steps, low=1)
         require("seed", seed, low=0)
         require("warmup_steps", warmup_steps, low=0)
@@ -61,8 +63,14 @@ class RST(Descent):
     @torch.no_grad()
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
         """One update: the inner method's where X_t = 1, else the base optimizer's."""
-        t, self.t = self.t, self.t + 1
-        return self.sharpness_aware_step(closure, t) if self.draw(t) else self.inner.descend(closure)
+        t = self.t
+        loss = self.sharpness_aware_step(closure, t) if self.draw(t) else self.inner.descend(closure)
+        self.t += 1
+        return loss
+
+    def descend(self, closure: Closure) -> Tensor:
+        """One plain step, which no coin decides and the schedule does not count."""
+        return self.inner.descend(closure)
 
     def sharpness_aware_step(self, closure: Closure, t: int) -> Tensor:
         """The step with X_t = 1."""

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam_bench.methods import METHODS
-from sam_bench.optim import RST, Descent
+from sam_bench.optim import RST
 from tests.optim.methods import BASE, BUILD, NAMES, TOTAL, build, problem, same, sgd, weights
 
 everyone = pytest.mark.parametrize("name", NAMES)
@@ -26,9 +27,13 @@ def test_is_one_torch_optimizer_with_its_base(name, device):
     optimizer = build(name, p.model)
     assert isinstance(optimizer, torch.optim.Optimizer)
     assert optimizer.param_groups is optimizer.base.param_groups
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert optimizer.param_groups is optimizer.base.param_groups
-    assert optimizer.state is optimizer.base.state
+    base = optimizer.innermost
+    for loaded in (optimizer, optimizer.base, base):  # torch binds new lists and dicts in the one that loads
+        loaded.load_state_dict(loaded.state_dict())
+        assert optimizer.param_groups is base.param_groups
+        assert optimizer.state is base.state
+    base.param_groups[0]["lr"] = 0.123
+    assert optimizer.param_groups[0]["lr"] == 0.123
 
 
 @everyone
@@ -77,10 +82,9 @@ def test_weights_are_back_at_theta_when_the_base_steps(name, device):
     p = problem(device)
     optimizer = build(name, p.model)
     before, seen = [], []
-    innermost = optimizer
-    while isinstance(innermost, Descent):
-        innermost = innermost.base
-    innermost.register_step_pre_hook(lambda *_: seen.append(same(before, [q.detach() for q in p.model.parameters()])))
+    optimizer.innermost.register_step_pre_hook(
+        lambda *_: seen.append(same(before, [q.detach() for q in p.model.parameters()]))
+    )
     for t in range(TOTAL):
         before[:] = [q.detach().clone() for q in p.model.parameters()]
         optimizer.step(p.closure(optimizer, t))
@@ -162,7 +166,7 @@ def test_state_dict_round_trip_is_exact_and_holds_no_copy_of_the_weights(name, d
 def test_a_state_dict_of_another_method_is_refused(name, device):
     optimizer = build(name, problem(device).model)
     with pytest.raises(ValueError, match="Invalid state_dict: not one of"):
-        optimizer.load_state_dict(optimizer.base.state_dict() if not isinstance(optimizer, RST) else {"state": {}})
+        optimizer.load_state_dict(optimizer.innermost.state_dict())
 
 
 @everyone
@@ -209,11 +213,8 @@ def test_learning_rate_schedulers_take_it(name, device):
 def test_clipping_reaches_the_gradient_that_the_base_steps_along(name, device):
     p = problem(device)
     optimizer = BUILD[name](p.model, sgd(p.model, momentum=0, weight_decay=0, lr=1.0))
-    innermost = optimizer
-    while isinstance(innermost, Descent):
-        innermost = innermost.base
     params = list(p.model.parameters())
-    innermost.register_step_pre_hook(lambda *_: [nn.utils.clip_grad_norm_(params, 1e-3), None][1])
+    optimizer.innermost.register_step_pre_hook(lambda *_: [nn.utils.clip_grad_norm_(params, 1e-3), None][1])
     for t in range(6):
         before = [q.detach().clone() for q in params]
         optimizer.step(p.closure(optimizer, t))
@@ -274,6 +275,32 @@ def test_bf16_autocast(name, device):
     losses = [optimizer.step(closure).item() for _ in range(TOTAL)]
     assert losses[-1] < 0.7 * losses[0]
     assert all(q.dtype == torch.float32 for q in p.model.parameters())
+
+
+@everyone
+def test_autocast_around_the_step_gives_the_bits_of_autocast_in_the_closure(name, device):
+    """Autocast keeps its casts of θ; a second pass must not be served them for θ + ε."""
+
+    def run(around: bool):
+        def autocast(here: bool):  # not a disabled one: around another, it would keep the cache as well
+            return torch.autocast(device.type, dtype=torch.bfloat16) if here else nullcontext()
+
+        p = problem(device)
+        optimizer = build(name, p.model)
+        for t in range(6):
+
+            def closure(t=t):
+                optimizer.zero_grad()
+                with autocast(not around):
+                    loss = nn.functional.cross_entropy(p.model(p.images[t]), p.labels[t])
+                loss.backward()
+                return loss
+
+            with autocast(around):
+                optimizer.step(closure)
+        return weights(p)
+
+    assert same(run(around=True), run(around=False))
 
 
 @everyone

@@ -42,9 +42,9 @@ def test_steps_past_the_end_draw_with_the_last_probability(inner):
 
 def test_gamma_for_a_target_weight(inner):
     optimizer = GRST(inner, Linear(0, 1), 100, weight=0.5, gamma_max=2)
-    assert optimizer.gamma(50) == 1
-    assert optimizer.gamma(10) == 2
-    assert optimizer.gamma(80) == pytest.approx(0.625)
+    assert optimizer.gamma_at(50) == 1
+    assert optimizer.gamma_at(10) == 2
+    assert optimizer.gamma_at(80) == pytest.approx(0.625)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,8 @@ def test_gamma_for_a_target_weight(inner):
         (lambda i: RST(Descent(i.base), Constant(1), 1), "Invalid inner: Descent"),
         (lambda i: RST(RST(i, Constant(1), 1), Constant(1), 1), "Invalid inner: RST"),
         (lambda i: RST(i.base, Constant(1), 1), "Invalid inner: SGD"),
+        (lambda i: RST(i, 0.5, 10), "Invalid schedule: 0.5"),
+        (lambda i: SAM(i.param_groups), "Invalid base: list"),
         (lambda i: RST(i, Constant(1), 0), "Invalid total_steps: 0"),
         (lambda i: RST(i, Constant(1), 1, seed=-1), "Invalid seed: -1"),
         (lambda i: GRST(i, Constant(1), 1), "Invalid gamma and weight: None and None"),
@@ -64,5 +66,5 @@ def test_gamma_for_a_target_weight(inner):
     ],
 )
 def test_wrong_arguments(inner, wrong, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         wrong(inner)
