@@ -221,7 +221,7 @@ class Settings(Strict):
         elif self.dataset.root:
             identity["dataset"]["root"] = str(self.dataset.root.resolve())
         if identity["optimizer"].get("gamma") is not None:
-            del identity["optimizer"]["gamma_max"]  # the cap of the other knob
+            identity["optimizer"].pop("gamma_max", None)  # the cap of the other knob
         return _plain(identity)
 
     @property

@@ -4,7 +4,6 @@ import math
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,26 @@ FIELDS = {
     *("sharpness_aware_steps", "seconds", "images_per_second", "peak_memory_bytes"),
     *("device", "precision", "versions", "git_commit", "config_hash"),
 }
+# the command, which must answer at once: without the seconds that torch takes to import
+WITHOUT_TORCH = """
+import sys
+from sam_bench.__main__ import main
+try:
+    main()
+finally:
+    assert "torch" not in sys.modules
+"""
 
 
 def test_the_main_job_as_a_new_user_runs_it(tmp_path):
     """The design's command, from another folder, with nothing but its defaults."""
 
-    def run():
-        command = [sys.executable, "-m", "sam_bench", "optimizer=rst", "schedule=linear"]
+    def run(*python):
+        command = [sys.executable, *python, "optimizer=rst", "schedule=linear"]
         environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "", "HOME": str(tmp_path)}
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
-        return done.stdout, time.perf_counter() - start
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment).stdout
 
-    out, _ = run()
+    out = run("-m", "sam_bench")
     (folder,) = (tmp_path / "runs").glob("digits-small_resnet-rst-linear-*/seed-0")
     assert f"run folder: {folder.relative_to(tmp_path)}" in out
     result = json.loads((folder / "result.json").read_text())
@@ -55,10 +61,9 @@ def test_the_main_job_as_a_new_user_runs_it(tmp_path):
     assert torch.load(folder / "last.pt", weights_only=True)["config_hash"] == result["config_hash"]
 
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again, seconds = run()
+    again = run("-c", WITHOUT_TORCH)
     assert "finished before" in again
     assert again.splitlines()[-7:] == out.splitlines()[-7:]
-    assert seconds < 3, "a finished run is answered without importing torch"
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
@@ -128,11 +133,9 @@ def test_seeds_of_a_setting_lie_side_by_side():
     assert (zero.parent, zero.name, one.name) == (one.parent, "seed-0", "seed-1")
 
 
-def test_help_names_the_groups_and_is_quick():
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "sam_bench", "--help"]
+def test_help_names_the_groups_without_importing_torch():
+    command = [sys.executable, "-c", WITHOUT_TORCH, "--help"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 3
     for group in (
         "dataset",
         "model",

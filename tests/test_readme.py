@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from sam_bench import report
 from tests.command import settings
+from tests.optim.methods import problem, sgd
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
@@ -19,6 +22,25 @@ def test_every_command_is_a_valid_one(arguments):
     words = [word for word in shlex.split(arguments, comments=True) if word != "-m"]
     choices = [re.sub(r"=([^\[]*?),.*", r"=\1", word) for word in words]  # the first of a sweep's
     assert settings(*choices).config_hash
+
+
+def test_the_method_of_the_recipe_keeps_the_contract(device):
+    snippet = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "SignSAM" in block)
+    names: dict = {}
+    exec(textwrap.dedent(snippet), names)
+    p = problem(device)
+    optimizer = names["SignSAM"](sgd(p.model), rho=0.05, model=p.model)
+    seen = []
+    closure = p.closure(optimizer)
+
+    def watching():
+        seen.append([q.detach().clone() for q in p.model.parameters()])
+        return closure()
+
+    optimizer.step(watching)
+    epsilon = torch.cat([(b - a).flatten() for a, b in zip(*seen, strict=True)])
+    assert epsilon.norm().item() == pytest.approx(0.05, rel=1e-4)
+    assert (optimizer.propagations, optimizer.sharpness_aware_steps) == (2, 1)
 
 
 def test_the_measured_table_is_the_report_of_the_committed_results():
