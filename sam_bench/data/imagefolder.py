@@ -1,7 +1,7 @@
 """Any tree of train/CLASS/IMAGE and val/CLASS/IMAGE, such as ImageNet or Tiny ImageNet, through timm's loader.
 
 Training takes timm's standard random resized crop and flip, testing its centre crop; both normalise with ImageNet's
-statistics, as every published recipe for such sets does.
+statistics, as timm's own recipes do.
 """
 
 import os
