@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from sam_bench.errors import SettingError
+from sam_bench.errors import SettingError, reason
 from sam_bench.methods import BASES, METHODS, NonNegative
 from sam_bench.schedules import SCHEDULES
 
@@ -191,7 +191,7 @@ class Settings(Strict):
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
         except OmegaConfBaseException as error:
-            raise SettingError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+            raise SettingError(f"{error.full_key}: {reason(error)}") from error
         _check_optimizer(values)
         try:
             settings = cls.model_validate(values)

@@ -20,7 +20,7 @@ from sam_bench import checkpoint, data, models, optim, results
 from sam_bench import device as devices
 from sam_bench.data import Data
 from sam_bench.data.sampling import derived_seed
-from sam_bench.errors import SettingError
+from sam_bench.errors import SettingError, reason
 from sam_bench.optim import Descent
 from sam_bench.settings import Settings, TrainerSettings
 from sam_bench.tracker import Tracker
@@ -315,9 +315,8 @@ def say_what_is_expected(settings: Settings, dataset: Data, closure: "Closure", 
         evaluate(probe.model, [(images, labels)], trainer)
         testing = (time.perf_counter() - start) * dataset.test_size / trainer.batch_size * trainer.epochs
     except Exception as error:  # whatever a model or an optimizer of others raises, the settings are the reason
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         names = f"model={settings.model.label}, dataset={settings.dataset.label}, optimizer={settings.optimizer.label}"
-        raise SettingError(f"{names}: {reason}") from error
+        raise SettingError(f"{names}: {reason(error)}") from error
     print(
         f"{steps} steps of {trainer.batch_size} images, {expected:.4f} propagations a step expected: "
         f"about {best * steps * expected:.0f} s of training and {testing:.0f} s of testing in all on {device}"

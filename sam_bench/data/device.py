@@ -35,9 +35,8 @@ class DeviceData:
         check_batch(batch_size, len(images))
         self.classes = arrays.classes
         self.image_size, self.channels = images.shape[2], images.shape[3]
-        for name in ("padding", "cutout"):
-            if getattr(settings, name) > self.image_size:
-                value = getattr(settings, name)
+        for name, value in (("padding", settings.padding), ("cutout", settings.cutout)):
+            if value > self.image_size:
                 raise SettingError(f"dataset.{name}={value}: is more than the {self.image_size} pixels of an image")
         self.train_size, self.test_size = len(images), len(arrays.test_images)
         self.steps_per_epoch = len(images) // batch_size

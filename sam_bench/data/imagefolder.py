@@ -14,7 +14,7 @@ from timm.data import ImageDataset, create_loader
 from torch import Tensor
 
 from sam_bench.data.sampling import balanced_subset, check_batch, derived_seed
-from sam_bench.errors import SettingError
+from sam_bench.errors import SettingError, reason
 from sam_bench.settings import DatasetSettings
 
 
@@ -34,7 +34,7 @@ class ImageFolderData:
             try:
                 parts[part] = ImageDataset(str(folder))
             except RuntimeError as error:  # no image in it
-                raise SettingError(f"dataset.root={settings.root}: {str(error).splitlines()[0]}") from error
+                raise SettingError(f"dataset.root={settings.root}: {reason(error)}") from error
         train, val = (parts[part].reader for part in ("train", "val"))
         if train.class_to_idx != val.class_to_idx:
             odd = sorted(set(train.class_to_idx) ^ set(val.class_to_idx))

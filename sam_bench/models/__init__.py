@@ -6,7 +6,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from sam_bench.errors import SettingError
+from sam_bench.errors import SettingError, reason
 from sam_bench.models import pyramidnet, resnet, vgg, vit, wide_resnet
 from sam_bench.settings import ModelSettings
 
@@ -33,5 +33,4 @@ def create(settings: ModelSettings, classes: int, channels: int, image_size: int
                 raise
             return timm.create_model(name, **arguments)
     except Exception as error:  # whatever a network of others raises, the settings are the reason
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingError(f"model.architecture={name}, model.kwargs={settings.kwargs}: {reason}") from error
+        raise SettingError(f"model.architecture={name}, model.kwargs={settings.kwargs}: {reason(error)}") from error

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sam_bench.errors import SettingError
+from sam_bench.errors import SettingError, reason
 from sam_bench.methods import METHODS
 from sam_bench.optim.descent import Closure, Descent
 from sam_bench.optim.grst import GRST
@@ -48,8 +48,7 @@ def create_base(settings: BaseSettings, groups: list[dict[str, Any]]) -> torch.o
     try:
         return factory(groups, **arguments)
     except Exception as error:  # whatever an optimizer of others raises, the settings are the reason
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingError(f"optimizer.base={settings.name}: {reason}") from error
+        raise SettingError(f"optimizer.base={settings.name}: {reason(error)}") from error
 
 
 def create(
