@@ -19,19 +19,23 @@ _failures: list[str] = []
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(config: DictConfig) -> float | None:
-    """One run: train it, or say what it gave when it was trained. Returns its test accuracy."""
+    """One setting: train it, or say what it gave when it was trained. Returns its mean test accuracy."""
     try:
-        settings = Settings.of(config)
-        print(f"run folder: {settings.folder}", flush=True)
-        result = results.read(settings.folder)
-        if result is None:
+        given, unfinished = [], []
+        for one in Settings.of(config).each_seed():
+            print(f"run folder: {one.folder}", flush=True)
+            if result := results.read(one.folder):
+                print(f"finished before:\n{results.table(result)}", flush=True)
+                given.append(result)
+            else:
+                unfinished.append(one)
+        if unfinished:
             from sam_bench.train import train  # torch and timm take seconds; a wrong setting is answered before
 
-            result = train(settings)
-        else:
-            print("finished before:")
-        print(results.table(result), flush=True)
-        return result["test_accuracy"]
+            for result in train(unfinished):
+                print(results.table(result), flush=True)
+                given.append(result)
+        return sum(result["test_accuracy"] for result in given) / len(given)
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         if HydraConfig.get().mode == RunMode.RUN:

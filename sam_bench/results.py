@@ -5,6 +5,7 @@ import io
 import json
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,18 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     files.replace(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Python and the packages that numbers may depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
+@cache
 def git_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` where its code differs from it; None outside a checkout."""
+    """The commit of this source tree, with `-dirty` where its code differs from it; None outside a checkout.
+
+    At the first call, when the code has just been imported; the files may change while it trains.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:

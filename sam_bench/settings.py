@@ -132,6 +132,16 @@ class TrainerSettings(Strict):
     channels_last: bool
     device: str
     deterministic: bool
+    compile: Literal["auto"] | bool
+    cuda_graphs: Literal["auto"] | bool
+    seeds: PositiveInt
+
+    @field_validator("compile", "cuda_graphs", mode="before")
+    @classmethod
+    def _auto_or_bool(cls, value: Any) -> Any:
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError("should be auto, true or false")
+        return value
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -211,11 +221,16 @@ class Settings(Strict):
         if not existing.is_dir():
             raise SettingError(f"runs={runs}: {existing} is a file; give a folder for the run folders")
 
+    def each_seed(self) -> list["Settings"]:
+        """These settings for each of `trainer.seeds` seeds from `seed` on."""
+        return [self.model_copy(update={"seed": self.seed + i}) for i in range(self.trainer.seeds)]
+
     # -------------------------------------------------------------------------------------------- identity
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same but for their seed: not where data and results lie, nor who watches."""
         identity = self.model_dump(mode="json", exclude={"seed", "runs", "logger"})
+        del identity["trainer"]["seeds"]
         if self.dataset.name != "imagefolder":  # there the root says which data set it is, and workers draw
             del identity["dataset"]["root"], identity["dataset"]["workers"]
         elif self.dataset.root:

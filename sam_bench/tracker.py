@@ -32,7 +32,7 @@ class Tracker:
             job_type=settings.optimizer.label,
             tags=[settings.dataset.label, settings.model.label, *settings.logger.tags],
             config=settings.model_dump(mode="json"),
-            reinit="finish_previous",
+            reinit="create_new",  # the runs of several seeds are open side by side
             settings=wandb.Settings(silent=True, console="off"),
         )
         self.run.define_metric("propagations")

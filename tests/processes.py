@@ -18,7 +18,7 @@ def train(arguments: list[str]) -> None:
 
     torch.set_num_threads(1)  # threads of several processes that wait for each other on two cores take minutes
     try:
-        train_(settings(*arguments))
+        train_(settings(*arguments).each_seed())
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

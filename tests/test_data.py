@@ -1,10 +1,13 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sam_bench import data
-from sam_bench.data.device import Arrays, DeviceData, channel_statistics
+from sam_bench.data import Batch, Data, digits
+from sam_bench.data.device import Arrays, DeviceData, channel_statistics, reside
 from sam_bench.data.sampling import balanced_subset
 from sam_bench.settings import DatasetSettings
 from tests.command import settings
@@ -22,9 +25,16 @@ def numbered(n=40, size=6) -> Arrays:
 
 def open_numbered(device, seed=0, batch_size=8, **kwargs) -> DeviceData:
     arrays = numbered()
-    loader = DeviceData(arrays, DatasetSettings(name="numbered", **kwargs), batch_size, device, seed)
-    loader.mean, loader.inverse_std = torch.zeros(3, device=device), torch.ones(3, device=device)
-    return loader
+    chosen = DatasetSettings(name="numbered", **kwargs)
+    plain = {"mean": torch.zeros(3, device=device), "inverse_std": torch.ones(3, device=device)}
+    return DeviceData(reside(arrays, chosen, device)._replace(**plain), chosen, batch_size, seed)
+
+
+def batches(loader: Data, epoch: int) -> Iterator[Batch]:
+    loader.start(epoch)
+    for _ in range(loader.steps_per_epoch):
+        loader.fetch()
+        yield loader.batch()
 
 
 def by_hand(image: torch.Tensor, top: int, left: int, flip: bool, padding: int) -> torch.Tensor:
@@ -41,7 +51,7 @@ def test_every_crop_and_flip_is_one_of_those_made_by_hand(device):
     loader = open_numbered(device, padding=2, flip=True)
     seen = set()
     for epoch in range(20):
-        for batch, labels in loader.train(epoch):
+        for batch, labels in batches(loader, epoch):
             for image, label in zip(batch.permute(0, 2, 3, 1).cpu(), labels.cpu(), strict=True):
                 index = int(image[..., 0].max()) - 1
                 assert label == index % 4
@@ -59,18 +69,18 @@ def test_every_crop_and_flip_is_one_of_those_made_by_hand(device):
 
 def test_an_epoch_has_each_image_once_but_for_the_last_part_of_a_batch(device):
     loader = open_numbered(device, batch_size=7)
-    indices = torch.cat([batch[:, 0].amax((1, 2)) for batch, _ in loader.train(0)])
+    indices = torch.cat([batch[:, 0].amax((1, 2)) for batch, _ in batches(loader, 0)])
     assert loader.steps_per_epoch == 5
     assert len(indices) == len(indices.unique()) == 35
 
 
 def test_epochs_follow_from_seed_and_epoch_alone(device):
     def epoch(seed, number):
-        return torch.cat([x for x, _ in open_numbered(device, seed, padding=1, flip=True, cutout=2).train(number)])
+        return torch.cat([x for x, _ in batches(open_numbered(device, seed, padding=1, flip=True, cutout=2), number)])
 
     loader = open_numbered(device, 3, padding=1, flip=True, cutout=2)
     for number in (0, 1, 2):
-        again = torch.cat([x for x, _ in loader.train(number)])
+        again = torch.cat([x for x, _ in batches(loader, number)])
         assert torch.equal(again, epoch(3, number))
     assert not torch.equal(epoch(3, 0), epoch(3, 1))
     assert not torch.equal(epoch(3, 0), epoch(4, 0))
@@ -78,7 +88,7 @@ def test_epochs_follow_from_seed_and_epoch_alone(device):
 
 def test_cutout_is_a_square_hole_that_may_lie_partly_outside(device):
     sizes = []
-    for batch, _ in open_numbered(device, cutout=4).train(0):
+    for batch, _ in batches(open_numbered(device, cutout=4), 0):
         for image in batch:
             hole = (image == 0).all(0)
             rows, columns = hole.any(1).sum().item(), hole.any(0).sum().item()
@@ -89,15 +99,16 @@ def test_cutout_is_a_square_hole_that_may_lie_partly_outside(device):
 
 
 def test_images_are_channels_last_in_memory(device):
-    batch, _ = next(open_numbered(device, padding=1).train(0))
+    batch, _ = next(batches(open_numbered(device, padding=1), 0))
     assert batch.shape == (8, 3, 6, 6)
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_train_statistics_normalise(device):
-    arrays = data.digits.load(DatasetSettings(name="digits"))
-    loader = DeviceData(arrays, DatasetSettings(name="digits"), 1437, device, 0)
-    ((images, _),) = list(loader.train(0))
+    chosen = DatasetSettings(name="digits")
+    arrays = digits.load(chosen)
+    loader = DeviceData(reside(arrays, chosen, device), chosen, 1437, 0)
+    ((images, _),) = list(batches(loader, 0))
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert images.std(correction=0).item() == pytest.approx(1, abs=1e-5)
     tests = torch.cat([x for x, _ in loader.test()])
@@ -130,7 +141,7 @@ def test_a_subset_of_unequal_classes_takes_what_there_is():
 
 
 def test_digits_split_is_fixed_and_has_no_image_twice():
-    arrays = data.digits.load(DatasetSettings(name="digits"))
+    arrays = digits.load(DatasetSettings(name="digits"))
     assert (len(arrays.train_images), len(arrays.test_images)) == (1437, 360)
     assert arrays.test_labels.bincount().min() >= 34
     both = torch.cat([arrays.train_images, arrays.test_images]).flatten(1)
@@ -143,8 +154,8 @@ def test_real_cifar10(cifar_root, device):
     assert (loader.train_size, loader.test_size, loader.classes, loader.steps_per_epoch) == (50_000, 10_000, 10, 390)
     assert (loader.channels, loader.image_size) == (3, 32)
     # the statistics that everyone quotes for CIFAR-10
-    assert (loader.mean / 255).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
-    assert (1 / loader.inverse_std / 255).tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
+    assert (loader.data.mean / 255).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+    assert (1 / loader.data.inverse_std / 255).tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
     assert torch.cat([labels for _, labels in loader.test()]).bincount().tolist() == [1000] * 10
 
 
@@ -152,8 +163,8 @@ def test_real_cifar100_subset(cifar_root, device):
     chosen = settings("dataset=cifar100", f"dataset.root={cifar_root}", "dataset.subset=5000", "dataset.cutout=8")
     loader = data.create(chosen.dataset, 128, device, 0)
     assert loader.classes == 100
-    assert loader.train_labels.bincount().tolist() == [50] * 100
-    images, labels = next(loader.train(0))
+    assert loader.data.train_labels.bincount().tolist() == [50] * 100
+    images, labels = next(batches(loader, 0))
     assert images.shape == (128, 3, 32, 32)
     assert labels.max() > 50
 
@@ -180,9 +191,9 @@ def test_image_folder(image_folder, workers, device):
 
     loader = open_folder()
     assert (loader.classes, loader.train_size, loader.test_size, loader.steps_per_epoch) == (2, 20, 10, 2)
-    epochs = [list(loader.train(number)) for number in (0, 1)]
+    epochs = [list(batches(loader, number)) for number in (0, 1)]
     assert [tuple(x.shape) for x, _ in epochs[0]] == [(8, 3, 32, 32)] * 2
-    again = list(open_folder().train(1))  # not after epoch 0: a resumed run starts here
+    again = list(batches(open_folder(), 1))  # not after epoch 0: a resumed run starts here
     assert all(torch.equal(a, b) and torch.equal(x, y) for (a, x), (b, y) in zip(epochs[1], again, strict=True))
     assert not torch.equal(epochs[0][0][0], epochs[1][0][0])
     tests = list(loader.test())

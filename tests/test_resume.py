@@ -102,7 +102,7 @@ def test_ten_kills_at_random_moments(tmp_path):
 )
 def test_going_on_after_an_interruption(arguments, tmp_path, monkeypatch):
     whole, halves = (settings(*TINY, *arguments, f"runs={tmp_path / name}") for name in ("whole", "halves"))
-    train.train(whole)
+    train.train([whole])
 
     save = checkpoint.save
 
@@ -113,8 +113,8 @@ def test_going_on_after_an_interruption(arguments, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        train.train(halves)
+        train.train([halves])
     monkeypatch.undo()
     torch.manual_seed(123)  # whatever else the process has drawn
-    train.train(halves)
+    train.train([halves])
     assert_same(state_of(tmp_path / "halves"), state_of(tmp_path / "whole"))

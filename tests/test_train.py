@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sam_bench import train
+from sam_bench import models, run
+from sam_bench.closure import Closure, memory_format
 from sam_bench.optim import SAM, Descent
 from tests.command import TINY, settings
 
@@ -15,19 +16,19 @@ def trainer(*overrides):
 
 
 def test_learning_rate():
-    factor = train.warmup_then_cosine(4, 24)
+    factor = run.warmup_then_cosine(4, 24)
     assert [factor(t) for t in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert factor(4) == 1
     assert factor(14) == pytest.approx(0.5)
     assert factor(24) == 0
-    assert train.warmup_then_cosine(0, 10)(0) == 1
-    assert train.warmup_then_cosine(5, 5)(5) == 1
+    assert run.warmup_then_cosine(0, 10)(0) == 1
+    assert run.warmup_then_cosine(5, 5)(5) == 1
 
 
 def closure_of(model, *overrides, decay=0.0, lr=0.0):
     t = trainer(*overrides)
     optimizer = Descent(torch.optim.SGD(model.parameters(), lr=lr), model)
-    closure = train.Closure(model, optimizer, t, decay)
+    closure = Closure(model, optimizer, t, decay)
     torch.manual_seed(1)
     closure.batch(torch.randn(64, 3, 8, 8), torch.randint(10, (64,)))
     return closure, optimizer
@@ -69,8 +70,8 @@ def test_decay_in_the_loss_enters_the_perturbation_and_decay_of_the_base_does_no
         chosen = settings(
             "optimizer=sam", "optimizer.rho=1", f"trainer.decay_in_loss={in_loss}", "optimizer.base.weight_decay=5"
         )
-        optimizer, decay = train.create_optimizer(chosen, model, 10)
-        closure = train.Closure(model, optimizer, chosen.trainer, decay)
+        optimizer, decay = run.create_optimizer(chosen, model, 10)
+        closure = Closure(model, optimizer, chosen.trainer, decay)
         closure.batch(torch.randn(64, 3, 8, 8), torch.randint(10, (64,)))
         weights = []
         theta = [p.detach().clone() for p in model.parameters()]
@@ -89,8 +90,8 @@ def test_decay_in_the_loss_enters_the_perturbation_and_decay_of_the_base_does_no
 
 
 def test_no_decay_on_norm_and_bias():
-    model = train.models.create(settings().model, 10, 1, 8)
-    optimizer, _ = train.create_optimizer(settings("trainer.decay_norm_and_bias=false"), model, 10)
+    model = models.create(settings().model, 10, 1, 8)
+    optimizer, _ = run.create_optimizer(settings("trainer.decay_norm_and_bias=false"), model, 10)
     decayed, rest = optimizer.param_groups
     assert {p.ndim for p in decayed["params"]} == {2, 4}
     assert {p.ndim for p in rest["params"]} == {1}
@@ -102,8 +103,8 @@ def test_no_decay_on_norm_and_bias():
 def test_clip_bounds_the_gradient_of_the_base(optimizer):
     model = net()
     chosen = settings(f"optimizer={optimizer}", "trainer.clip=0.01")
-    wrapped, decay = train.create_optimizer(chosen, model, 10)
-    closure = train.Closure(model, wrapped, chosen.trainer, decay)
+    wrapped, decay = run.create_optimizer(chosen, model, 10)
+    closure = Closure(model, wrapped, chosen.trainer, decay)
     closure.batch(torch.randn(64, 3, 8, 8), torch.randint(10, (64,)))
     wrapped.step(closure)
     assert nn.utils.get_total_norm(grads(model)).item() == pytest.approx(0.01, rel=1e-3)
@@ -113,8 +114,8 @@ def test_metrics_are_those_of_the_first_pass():
     """With ρ so large that the second pass knows nothing, loss and accuracy still say what θ gives."""
     chosen = settings("optimizer=sam", "optimizer.rho=1000", "optimizer.base.lr=0")
     model = net()
-    optimizer, decay = train.create_optimizer(chosen, model, 10)
-    closure = train.Closure(model, optimizer, chosen.trainer, decay)
+    optimizer, decay = run.create_optimizer(chosen, model, 10)
+    closure = Closure(model, optimizer, chosen.trainer, decay)
     images, labels = torch.randn(64, 3, 8, 8), torch.randint(10, (64,))
     closure.batch(images, labels)
     logits = model(images)
@@ -170,10 +171,10 @@ def test_the_fused_base_steps_as_the_loop_does(channels_last):
         choices = [f"optimizer.base.fused={fused}", f"trainer.channels_last={channels_last}", "schedule.start=1"]
         chosen = settings("optimizer=grst", *choices)
         torch.manual_seed(0)
-        model = train.models.create(chosen.model, 10, 3, 8).double()
-        model = model.to(memory_format=train.memory_format(chosen.trainer))
-        optimizer, decay = train.create_optimizer(chosen, model, 10)
-        closure = train.Closure(model, optimizer, chosen.trainer, decay)
+        model = models.create(chosen.model, 10, 3, 8).double()
+        model = model.to(memory_format=memory_format(chosen.trainer))
+        optimizer, decay = run.create_optimizer(chosen, model, 10)
+        closure = Closure(model, optimizer, chosen.trainer, decay)
         for _ in range(6):
             closure.batch(torch.randn(32, 3, 8, 8, dtype=torch.float64), torch.randint(10, (32,)))
             optimizer.step(closure)

@@ -1,24 +1,25 @@
 """Data sets. A small one is four arrays, which live on the device; a folder of images goes through timm's loader."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import import_module
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sam_bench.data import cifar, digits
-from sam_bench.data.device import Arrays, DeviceData
-from sam_bench.data.imagefolder import ImageFolderData
+from sam_bench.data.device import DeviceData, Resident, reside
 from sam_bench.errors import SettingError
 from sam_bench.settings import DatasetSettings
 
-ARRAYS: dict[str, Callable[[DatasetSettings], Arrays]] = {
-    "digits": digits.load,
-    "cifar10": cifar.load,
-    "cifar100": cifar.load,
+# a name and the module that opens it, imported where it is asked for: torchvision and scikit-learn take seconds
+ARRAYS = {
+    "digits": "sam_bench.data.digits",
+    "cifar10": "sam_bench.data.cifar",
+    "cifar100": "sam_bench.data.cifar",
 }
 
-Batches = Iterator[tuple[Tensor, Tensor]]  # normalised float images (N, C, H, W) and classes (N,), on the device
+Batch = tuple[Tensor, Tensor]  # normalised float images (N, C, H, W) and classes (N,), on the device
 
 
 class Data(Protocol):
@@ -31,11 +32,19 @@ class Data(Protocol):
     test_size: int
     steps_per_epoch: int
 
-    def train(self, epoch: int) -> Batches:
-        """Whole batches of augmented images in an order of their own: a function of (seed, epoch) alone."""
+    def start(self, epoch: int) -> None:
+        """Before the first batch of an epoch: its order and its augmentation follow from (seed, epoch) alone."""
         ...
 
-    def test(self) -> Batches:
+    def fetch(self) -> None:
+        """What the host has to do for the next batch."""
+        ...
+
+    def batch(self) -> Batch:
+        """The augmented images and classes that were fetched; work for the device alone."""
+        ...
+
+    def test(self) -> Iterator[Batch]:
         """Every test image once."""
         ...
 
@@ -48,7 +57,14 @@ def create(settings: DatasetSettings, batch_size: int, device: torch.device, see
 
     """
     if settings.name == "imagefolder":
+        from sam_bench.data.imagefolder import ImageFolderData
+
         return ImageFolderData(settings, batch_size, device, seed)
+    return DeviceData(_resident(settings, device), settings, batch_size, seed)
+
+
+@lru_cache(maxsize=1)  # the runs of a sweep mostly share their data
+def _resident(settings: DatasetSettings, device: torch.device) -> Resident:
     if settings.name not in ARRAYS:
         raise SettingError(f"dataset={settings.name}: registered are {', '.join([*ARRAYS, 'imagefolder'])}")
-    return DeviceData(ARRAYS[settings.name](settings), settings, batch_size, device, seed)
+    return reside(import_module(ARRAYS[settings.name]).load(settings), settings, device)

@@ -24,67 +24,100 @@ class Arrays(NamedTuple):
     classes: int
 
 
+class Resident(NamedTuple):
+    """The same on the device, for any number of seeds: the chosen images, padded once, so that a crop is where to read.
+
+    `mean` and `inverse_std` are those of each channel of the chosen training images.
+    """
+
+    train_images: Tensor  # uint8 (N, H + 2 padding, W + 2 padding, C)
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    mean: Tensor
+    inverse_std: Tensor
+    classes: int
+
+
+def reside(arrays: Arrays, settings: DatasetSettings, device: torch.device) -> Resident:
+    """Choose the subset, take its statistics, and move it to the device."""
+    chosen = balanced_subset(arrays.train_labels, settings.subset)
+    images, labels = arrays.train_images[chosen], arrays.train_labels[chosen]
+    size, pad = images.shape[2], settings.padding
+    for name, value in (("padding", settings.padding), ("cutout", settings.cutout)):
+        if value > size:
+            raise SettingError(f"dataset.{name}={value}: is more than the {size} pixels of an image")
+    mean, std = channel_statistics(images)
+    return Resident(
+        F.pad(images, (0, 0, pad, pad, pad, pad)).to(device),
+        labels.to(device),
+        arrays.test_images.to(device),
+        arrays.test_labels.to(device),
+        mean.to(device, torch.float32),
+        (1 / std).to(device, torch.float32),
+        arrays.classes,
+    )
+
+
 class DeviceData:
     """The batches of a small data set, see `sam_bench.data.Data`."""
 
-    def __init__(
-        self, arrays: Arrays, settings: DatasetSettings, batch_size: int, device: torch.device, seed: int
-    ) -> None:
-        chosen = balanced_subset(arrays.train_labels, settings.subset)
-        images, labels = arrays.train_images[chosen], arrays.train_labels[chosen]
-        check_batch(batch_size, len(images))
-        self.classes = arrays.classes
-        self.image_size, self.channels = images.shape[2], images.shape[3]
-        for name, value in (("padding", settings.padding), ("cutout", settings.cutout)):
-            if value > self.image_size:
-                raise SettingError(f"dataset.{name}={value}: is more than the {self.image_size} pixels of an image")
-        self.train_size, self.test_size = len(images), len(arrays.test_images)
-        self.steps_per_epoch = len(images) // batch_size
-        self.batch_size, self.seed, self.settings, self.device = batch_size, seed, settings, device
-
-        mean, std = channel_statistics(images)
-        self.mean = mean.to(device, torch.float32)
-        self.inverse_std = (1 / std).to(device, torch.float32)
-        # padded once, so that a random crop is a matter of where to read
-        pad = settings.padding
-        self.train_images = F.pad(images, (0, 0, pad, pad, pad, pad)).to(device)
-        self.train_labels = labels.to(device)
-        self.test_images, self.test_labels = arrays.test_images.to(device), arrays.test_labels.to(device)
+    def __init__(self, data: Resident, settings: DatasetSettings, batch_size: int, seed: int) -> None:
+        self.train_size, self.test_size = len(data.train_labels), len(data.test_labels)
+        check_batch(batch_size, self.train_size)
+        self.steps_per_epoch = self.train_size // batch_size
+        self.classes, self.image_size, self.channels = data.classes, *data.test_images.shape[2:]
+        self.data, self.settings, self.batch_size, self.seed = data, settings, batch_size, seed
+        self.device = device = data.train_labels.device
         self.generator = torch.Generator(device)
+        # a column an image, in the order of the epoch: first pixel of its crop, flip, hole, class
+        self.plan = torch.empty(5, self.train_size, dtype=torch.int64, device=device)
+        self.line = torch.arange(self.image_size, device=device)
+        self.rows = self.line[:, None] * (self.image_size + 2 * settings.padding)
+        self.first = torch.arange(batch_size, device=device)
+        self.now = torch.empty_like(self.first)  # the columns of the batch
 
-    def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Whole batches in random order, each image with a crop, flip and hole of its own."""
+    def start(self, epoch: int) -> None:
+        """Draw the epoch: an order, and for each image a crop, a flip and a hole."""
         n, size, s, device = self.train_size, self.image_size, self.settings, self.device
         draw = self.generator.manual_seed(derived_seed("augmentation", self.seed, epoch))
         order = torch.randperm(n, generator=draw, device=device)
-        top, left = torch.randint(2 * s.padding + 1, (2, n, 1), generator=draw, device=device)
-        flip = torch.randint(1 + s.flip, (n, 1), generator=draw, device=device).bool()
-        hole_y, hole_x = torch.randint(size, (2, n, 1), generator=draw, device=device)
-
+        top, left = torch.randint(2 * s.padding + 1, (2, n), generator=draw, device=device)
+        flip = torch.randint(1 + s.flip, (n,), generator=draw, device=device)
+        hole_y, hole_x = torch.randint(size, (2, n), generator=draw, device=device)
         padded = size + 2 * s.padding
-        pixels = self.train_images.view(-1, self.channels)
-        line = torch.arange(size, device=device)
-        for step in range(self.steps_per_epoch):
-            now = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            index = order[now]
-            rows = top[now] + line  # (B, H)
-            columns = left[now] + torch.where(flip[now], size - 1 - line, line)  # (B, W)
-            first = index * padded * padded
-            where = (first[:, None] + rows * padded)[:, :, None] + columns[:, None, :]  # (B, H, W)
-            images = self.normalise(pixels[where])
-            if s.cutout:
-                hole = _within(line, hole_y[now], s.cutout)[:, :, None] & _within(line, hole_x[now], s.cutout)[:, None]
-                images.masked_fill_(hole[:, None], 0)  # the mean colour, after normalisation
-            yield images, self.train_labels[index]
+        corner = (order * padded + top) * padded + left
+        # in place: a captured batch reads these very tensors
+        self.plan.copy_(torch.stack([corner, flip * (size - 1), hole_y, hole_x, self.data.train_labels[order]]))
+        self.now.copy_(self.first)
+
+    def fetch(self) -> None:
+        """Nothing: the host has no part in a batch."""
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The next batch of the plan."""
+        plan = self.plan.index_select(1, self.now)
+        self.now.add_(self.batch_size)
+        corner, flip, hole_y, hole_x = plan[:4, :, None]
+        columns = (self.line - flip).abs()  # 0, 1, 2, ..., or from the other end
+        where = (corner + columns)[:, None, :] + self.rows  # (B, H, W)
+        images = self.normalise(self.data.train_images.view(-1, self.channels)[where])
+        if self.settings.cutout:
+            rows, columns = (_within(self.line, hole, self.settings.cutout) for hole in (hole_y, hole_x))
+            # the mean colour, after normalisation
+            images.masked_fill_((rows[:, :, None] & columns[:, None])[:, None], 0)
+        return images, plan[4]
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every test image once, as it is."""
-        for images, labels in zip(self.test_images.split(TEST_BATCH), self.test_labels.split(TEST_BATCH), strict=True):
+        for images, labels in zip(
+            self.data.test_images.split(TEST_BATCH), self.data.test_labels.split(TEST_BATCH), strict=True
+        ):
             yield self.normalise(images), labels
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (B, H, W, C) of uint8 to float (B, C, H, W), which in memory stay as they lay: channels last."""
-        return images.to(torch.float32).sub_(self.mean).mul_(self.inverse_std).permute(0, 3, 1, 2)
+        return images.to(torch.float32).sub_(self.data.mean).mul_(self.data.inverse_std).permute(0, 3, 1, 2)
 
 
 def _within(line: Tensor, centre: Tensor, length: int) -> Tensor:

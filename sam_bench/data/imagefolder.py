@@ -43,7 +43,8 @@ class ImageFolderData:
         train.samples = [train.samples[i] for i in balanced_subset(labels, settings.subset).tolist()]
         check_batch(batch_size, len(train.samples))
 
-        self.seed = seed
+        self.seed, self.device = seed, device
+        self.fetched: tuple[Tensor, Tensor] | None = None
         self.classes, self.image_size = len(train.class_to_idx), settings.image_size
         self.train_size, self.test_size = len(train.samples), len(val.samples)
         self.steps_per_epoch = self.train_size // batch_size
@@ -62,13 +63,27 @@ class ImageFolderData:
             for part in ("train", "val")
         )
 
-    def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Whole batches in random order; workers, and without them the transforms, follow the global generators."""
+    def start(self, epoch: int) -> None:
+        """Start the workers; they, and without them the transforms, follow the global generators."""
         seed = derived_seed("augmentation", self.seed, epoch)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        yield from self.train_loader
+        self.batches = iter(self.train_loader)
+
+    def fetch(self) -> None:
+        """Take what the workers have ready."""
+        images, labels = next(self.batches)
+        if self.fetched and self.device.type == "cuda":
+            for at, new in zip(self.fetched, (images, labels), strict=True):  # where a captured step reads
+                at.copy_(new)
+        else:
+            self.fetched = images, labels
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The batch that was fetched."""
+        assert self.fetched
+        return self.fetched
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every test image once."""

@@ -6,7 +6,7 @@ A method is a subclass that overrides `gradient`: it may evaluate the closure as
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,9 +55,31 @@ class Descent(Optimizer):
 
         Returns the loss of the first forward pass, at θ, still on its device.
         """
+        self.begin()
+        loss = self.update(closure)
+        self.end()
+        return loss
+
+    # Only `update` has work for the device. So it can be captured once a kind and replayed, with the other two as they
+    # are, see `sam_bench.capture`; numbers that change from step to step must then come to it in tensors.
+
+    def begin(self) -> None:
+        """What the host does before the step: choose its kind, put its numbers into tensors."""
+
+    @property
+    def kind(self) -> Hashable:
+        """Which of its steps the one begun is: steps of one kind have the same work for the device."""
+        return None
+
+    @torch.no_grad()
+    def update(self, closure: Closure) -> Tensor:
+        """The work of the step that has begun; returns the loss at θ."""
         loss = self.gradient(closure)
         self.base.step()
         return loss
+
+    def end(self) -> None:
+        """What the host does when the step went well: move on."""
 
     @torch.no_grad()
     def descend(self, closure: Closure) -> Tensor:

@@ -57,6 +57,7 @@ class GRST(RST):
         require("gamma_max", gamma_max, low=0)
         super().__init__(inner, schedule, total_steps, seed, warmup_steps)
         self.gamma, self.weight, self.gamma_max, self.unit_norm = gamma, weight, gamma_max, unit_norm
+        self.gamma_t: Tensor | None = None  # on the device, of the step that has begun, where it follows from w
 
     def gamma_at(self, t: int) -> float:
         """γ at step t, one with X_t = 1 and so p(t) > 0."""
@@ -65,7 +66,15 @@ class GRST(RST):
         assert self.weight is not None
         return min(self.weight / self.p(t), self.gamma_max)
 
-    def sharpness_aware_step(self, closure: Closure, t: int) -> Tensor:
+    def begin(self) -> None:
+        """Toss the coin, and set γ."""
+        super().begin()
+        if self.aware and self.weight is not None:
+            if self.gamma_t is None:
+                self.gamma_t = torch.empty((), device=self.param_groups[0]["params"][0].device)
+            self.gamma_t.fill_(self.gamma_at(self.t))  # in place, where a captured update looks for it
+
+    def sharpness_aware_update(self, closure: Closure) -> Tensor:
         """Step along (1 - γ)g + γgₛ, with g taken from the inner method's own first pass."""
         params: list[Tensor] = []
         g: list[Tensor] = []
@@ -83,7 +92,15 @@ class GRST(RST):
             raise RuntimeError("G-RST mixes the gradients of two passes, and the second reached other parameters")
         if self.unit_norm:
             torch._foreach_div_(g, get_total_norm(g) + TINY)
-        # from gₛ towards g by 1 - γ: exact at both ends, so that γ = 1 is RST and γ = 0 the base, bit for bit
-        torch._foreach_lerp_(self.grads(params), g, 1 - self.gamma_at(t))
+        # from gₛ towards g by 1 - γ, so that γ = 1 is RST and ρ = 0 the base, bit for bit
+        g_s = self.grads(params)
+        if self.gamma is not None:
+            torch._foreach_lerp_(g_s, g, 1 - self.gamma)  # exact at γ = 0 too
+        else:
+            assert self.gamma_t is not None
+            # lerp takes no tensor for a list
+            torch._foreach_sub_(g, g_s)
+            torch._foreach_mul_(g, 1 - self.gamma_t)
+            torch._foreach_add_(g_s, g)
         self.inner.base.step()
         return loss

@@ -14,6 +14,7 @@ and exact after a resume. No gradient clipping of its own (the authors clip at 5
 """
 
 import random
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class RST(Descent):
         self.schedule = schedule
         self.total_steps, self.seed, self.warmup_steps = total_steps, seed, warmup_steps
         self.t = 0
+        self.aware = False  # X of the step that has begun
 
     def p(self, t: int) -> float:
         """The probability of a sharpness-aware step at step t (0-based)."""
@@ -60,21 +62,35 @@ class RST(Descent):
         """X_t. Any t may be asked for at any time."""
         return random.Random((self.seed << 64) + t).random() < self.p(t)
 
+    def begin(self) -> None:
+        """Toss the coin."""
+        self.aware = self.draw(self.t)
+        if self.aware:
+            self.inner.begin()
+
+    @property
+    def kind(self) -> Hashable:
+        """X_t, and where it is 1 the kind of the inner method's step."""
+        return (True, self.inner.kind) if self.aware else (False, None)
+
     @torch.no_grad()
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+    def update(self, closure: Closure) -> Tensor:
         """One update: the inner method's where X_t = 1, else the base optimizer's."""
-        t = self.t
-        loss = self.sharpness_aware_step(closure, t) if self.draw(t) else self.inner.descend(closure)
+        return self.sharpness_aware_update(closure) if self.aware else self.inner.descend(closure)
+
+    def sharpness_aware_update(self, closure: Closure) -> Tensor:
+        """The update with X_t = 1."""
+        return self.inner.update(closure)
+
+    def end(self) -> None:
+        """On to t + 1."""
+        if self.aware:
+            self.inner.end()
         self.t += 1
-        return loss
 
     def descend(self, closure: Closure) -> Tensor:
         """One plain step, which no coin decides and the schedule does not count."""
         return self.inner.descend(closure)
-
-    def sharpness_aware_step(self, closure: Closure, t: int) -> Tensor:
-        """The step with X_t = 1."""
-        return self.inner.step(closure)
 
     @property
     def expected_propagations_per_step(self) -> float:

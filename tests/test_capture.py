@@ -1,0 +1,184 @@
+"""Steps replayed from a recording are the steps as they are written.
+
+A tape stands for a CUDA graph where there is no GPU: it keeps every operation that reached the dispatcher, with the
+very tensors and numbers that it was given, and plays them again. So whatever a step decides or computes on the host in
+its device part is frozen in it, as in a graph.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sam_bench.capture import WARM_UP, CapturedStep, cuda_graph, is_capturable
+from sam_bench.optim import GRST, SAM, Descent
+from sam_bench.run import Run
+from sam_bench.schedules import Linear
+from tests.command import TINY, settings
+from tests.optim.methods import BUILD, NAMES, TOTAL, adamw, problem, same, sgd, weights
+
+
+class Tape(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        made = [t if isinstance(t, torch.Tensor) else None for t in tree_leaves(result)]
+        new = [t is not None and t.untyped_storage().data_ptr() not in given for t in made]
+        is_view = not any(new) and not func._schema.is_mutable
+        if not is_view:
+            self.calls.append((func, args, kwargs, made, new))
+        return result
+
+    def replay(self):
+        with torch._C._AutoDispatchBelowAutograd():  # where they were kept
+            for func, args, kwargs, made, new in self.calls:
+                for at, is_new, value in zip(made, new, tree_leaves(func(*args, **kwargs)), strict=True):
+                    if is_new:
+                        at.copy_(value)
+
+
+def record(work):
+    with torch.no_grad():
+        tape = Tape()
+        with tape:
+            result = work()
+    return result, tape.replay
+
+
+def recorder(device):
+    return cuda_graph(torch.cuda.current_stream()) if device.type == "cuda" else record
+
+
+# fused, they read learning rate and step count from tensors on a CPU too
+def fused_sgd(model):
+    return sgd(model, fused=True)
+
+
+def fused_adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+
+
+METHODS = {
+    **BUILD,
+    "grst with a weight": lambda model, base: GRST(SAM(base, model=model), Linear(0.2, 1), TOTAL, seed=3, weight=0.8),
+}
+
+
+@pytest.mark.parametrize("base", [fused_sgd, fused_adamw])
+@pytest.mark.parametrize("name", METHODS)
+def test_replayed_steps_give_the_bits_of_written_ones(name, base, device):
+    p = problem(device)
+    q = p.copy()
+    batch = [t.clone() for t in (q.images[0], q.labels[0])]
+
+    def step_of(problem, base_):
+        optimizer = METHODS[name](problem.model, base_)
+        lr = optimizer.param_groups[0]["lr"]
+        optimizer.param_groups[0]["lr"] = torch.tensor(lr, device=device)  # the same rounding of it in both
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t))
+
+    written, written_scheduler = step_of(p, base(p.model))
+    replayed, replayed_scheduler = step_of(q, base(q.model))
+    q.images, q.labels = batch[0][None], batch[1][None]
+
+    def work():
+        return (replayed.update(q.closure(replayed)),)
+
+    captured = CapturedStep(replayed, work, recorder(device))
+    for t in range(TOTAL):
+        for at, value in zip(batch, (p.images[t % len(p.images)], p.labels[t % len(p.labels)]), strict=True):
+            at.copy_(value)
+        (loss,) = captured()
+        assert torch.equal(loss, written.step(p.closure(written, t)))
+        for scheduler in (written_scheduler, replayed_scheduler):
+            scheduler.step()
+        assert same(weights(p), weights(q)), f"step {t}"
+    assert replayed.counts == written.counts
+    assert replayed.state_dict()[type(replayed).__name__] == written.state_dict()[type(written).__name__]
+    kinds = 2 if "rst" in name else 1
+    assert len(captured.recorded) == kinds
+    assert captured.seen.total() == WARM_UP * kinds
+
+
+@pytest.mark.parametrize("dataset", ["digits", "cutout and flip"])
+def test_a_replayed_run_gives_the_bits_of_a_written_one(dataset, device):
+    """Batch, closure, optimizer and metrics together; the epoch's plan is read where it lies."""
+    extra = [] if dataset == "digits" else ["dataset.cutout=3", "dataset.flip=true"]
+    chosen = settings(*TINY, *extra, "trainer.accumulate=2", "trainer.clip=1", "optimizer=rst", "schedule=constant")
+    results = []
+    for captured in (False, True):
+        one = Run(chosen, device)
+        for group in one.optimizer.param_groups:
+            group["lr"] = torch.tensor(group["lr"], device=device)
+        one.prepare(False, False, 0.0)
+        if captured:
+            one.captured = CapturedStep(one.optimizer, one.work, recorder(device))
+        for epoch in range(2):
+            one.rows = [{}] * epoch
+            one.start()
+            for step in range(one.steps_per_epoch):
+                one.step(step)
+        results.append([*one.model.state_dict().values(), one.losses, one.correct])
+        if captured:
+            assert len(one.captured.recorded) == 2
+    assert same(*results)
+
+
+def test_only_a_base_that_keeps_its_numbers_on_the_device_is_captured():
+    p = problem(torch.device("cpu"))
+    assert is_capturable(Descent(sgd(p.model)))
+    assert is_capturable(SAM(adamw(p.model)))
+    from timm.optim import create_optimizer_v2
+
+    assert not is_capturable(SAM(create_optimizer_v2(list(p.model.parameters()), opt="lamb")))
+
+
+def test_every_registered_method_is_replayed_here():
+    assert set(METHODS) >= set(NAMES)
+
+
+def test_a_number_left_on_the_host_is_found_out():
+    """The tape does freeze what a graph would freeze."""
+
+    class Forgetful(Descent):
+        def update(self, closure):
+            loss = self.propagate(closure)
+            torch._foreach_mul_(self.grads(self.params_with_grad()), 1 / self.propagations)
+            self.base.step()
+            return loss
+
+    p = problem(torch.device("cpu"))
+    q = p.copy()
+    optimizers = [Forgetful(sgd(each.model)) for each in (p, q)]
+    captured = CapturedStep(optimizers[1], lambda: (optimizers[1].update(q.closure(optimizers[1])),), record)
+    for _ in range(TOTAL):
+        optimizers[0].step(p.closure(optimizers[0]))
+        captured()
+    assert not same(weights(p), weights(q))
+
+
+def test_a_compiled_closure_gives_what_the_written_one_gives(device):
+    """In both modes of BatchNorm, with one compilation for all seeds."""
+    torch._dynamo.reset()
+    chosen = settings(*TINY, "optimizer=sam", "trainer.deterministic=false")
+    losses, graphs = {}, []
+    for compiled in (False, True):
+        for seed in (0, 1):
+            one = Run(chosen.model_copy(update={"seed": seed}), device)
+            one.prepare(compiled, False, 0.0)
+            one.start()
+            torch._dynamo.utils.counters.clear()
+            for step in range(one.steps_per_epoch):
+                one.step(step)
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+            statistics = next(t for key, t in one.model.state_dict().items() if "running_mean" in key)
+            losses[compiled, seed] = [*one.losses.tolist(), *statistics.tolist()]
+    for seed in (0, 1):
+        assert losses[True, seed] == pytest.approx(losses[False, seed], rel=1e-3, abs=1e-5)
+        assert losses[True, seed] != losses[False, seed], "nothing was compiled"
+    assert graphs == [0, 0, 2, 0]
