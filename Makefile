@@ -1,16 +1,45 @@
-# make demo: set up and train RST. make test: set up, lint, type-check and test. Both need Python 3.11 or newer.
+# make demo: set up and train RST. make test: set up, lint, type-check and test. make bench: the speed tables.
+# All need Python 3.11 or newer.
 PYTHON ?= python3
 DEVICE ?= cpu
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint setup lock clean
+.PHONY: demo test lint bench bench-cpu bench-cuda setup lock clean
 
 demo: $(READY)
 	$(BIN)/python -m sam_bench optimizer=rst schedule=linear
 
 test: lint
 	SAM_BENCH_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest
+
+# speed tables and plots into benchmarks/results/DEVICE: some ten minutes on a CPU, fifteen on a GPU
+RESULTS := benchmarks/results/$(DEVICE)
+FAST := trainer.device=cuda trainer.precision=bf16 trainer.deterministic=false
+bench: bench-$(DEVICE)
+	$(BIN)/python -m benchmarks.plot $(RESULTS)
+
+bench-cpu: $(READY)
+	$(BIN)/python -m benchmarks.step --out $(RESULTS)/step-small_resnet.csv trainer.device=cpu
+	$(BIN)/python -m benchmarks.ladder --out $(RESULTS)/ladder.csv --device cpu
+	$(BIN)/python -m benchmarks.startup --out $(RESULTS)/startup.csv --device cpu
+	$(BIN)/python -m benchmarks.scaling --out $(RESULTS)/scaling.csv trainer.device=cpu
+	$(BIN)/python -m benchmarks.loader --out $(RESULTS)/loader.csv --device cpu --workers 0 1 2
+	$(BIN)/python -m benchmarks.seeds --out $(RESULTS)/seeds.csv --seeds 1 2 --models small_resnet trainer.device=cpu
+
+bench-cuda: $(READY)
+	for net in resnet18 wrn28_10; do $(BIN)/python -m benchmarks.step --out $(RESULTS)/step-$$net.csv \
+		--steps 40 --workers 8 model=$$net $(FAST) trainer.compile=true || exit; done
+	$(BIN)/python -m benchmarks.step --out $(RESULTS)/eager-resnet18.csv --steps 40 --workers \
+		-- model=resnet18 $(FAST) trainer.cuda_graphs=false
+	$(BIN)/python -m benchmarks.step --out $(RESULTS)/deterministic-resnet18.csv --steps 40 --workers \
+		-- model=resnet18 $(FAST) trainer.compile=true trainer.deterministic=true
+	$(BIN)/python -m benchmarks.seeds --out $(RESULTS)/seeds.csv --steps 40 $(FAST)
+	$(BIN)/python -m benchmarks.ladder --out $(RESULTS)/ladder.csv --device cuda --model resnet18 --steps 40
+	$(BIN)/python -m benchmarks.scaling --out $(RESULTS)/scaling.csv --steps 20 $(FAST)
+	$(BIN)/python -m benchmarks.loader --out $(RESULTS)/loader.csv --device cuda --precision bf16 \
+		--workers 1 4 8 16 --batch-size 128 --images 8192 --steps 20
+	$(BIN)/python -m benchmarks.startup --out $(RESULTS)/startup.csv --device cuda
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -31,7 +60,7 @@ $(READY): requirements.lock
 
 # every version and hash, for all platforms, from the lower bounds in pyproject.toml
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra test \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra test --extra bench \
 		--upgrade --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
 clean:

@@ -35,9 +35,10 @@ def determinism(on: bool) -> None:
 def keep_freed_memory() -> None:
     """Have the C library keep what is freed on a CPU: the next step asks for the same sizes again.
 
-    Otherwise glibc gives large blocks back at once, and every step pays for hundreds of MB of fresh pages: a sixth of
-    the time of the small ResNet's step.
+    Otherwise glibc gives large blocks back at once, and every step pays for hundreds of MB of fresh pages. What it is
+    worth stands in benchmarks/README.md. Before the first large tensor.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for pages of 2 MB
     with suppress(OSError, AttributeError):  # another C library than glibc
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_MMAP_THRESHOLD, 2**30)

@@ -182,3 +182,21 @@ def test_a_compiled_closure_gives_what_the_written_one_gives(device):
         assert losses[True, seed] == pytest.approx(losses[False, seed], rel=1e-3, abs=1e-5)
         assert losses[True, seed] != losses[False, seed], "nothing was compiled"
     assert graphs == [0, 0, 2, 0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has something to wait for")
+@pytest.mark.parametrize("captured", [True, False])
+def test_nothing_waits_in_100_steps(captured):
+    device = torch.device("cuda")
+    one = Run(settings("optimizer=rst", "schedule=constant", "logger=none", "trainer.batch_size=12"), device)
+    one.prepare(False, captured, 0.0)
+    with one.on_stream():
+        one.start()
+        for step in range(10):  # both kinds warmed up and recorded
+            one.step(step)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in range(10, 110):
+                one.step(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

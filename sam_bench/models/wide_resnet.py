@@ -26,9 +26,9 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels_in, H, W) to (N, channels, H/stride, W/stride)."""
-        activated = F.relu(self.bn1(x))
+        activated = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.shortcut is None else self.shortcut(activated)
-        return self.conv2(F.relu(self.bn2(self.conv1(activated)))) + shortcut
+        return self.conv2(F.relu(self.bn2(self.conv1(activated)), inplace=True)) + shortcut
 
 
 class WideResNet(nn.Module):
@@ -55,7 +55,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, num_classes)."""
-        x = F.relu(self.bn(self.blocks(self.conv1(x))))
+        x = F.relu(self.bn(self.blocks(self.conv1(x))), inplace=True)
         return self.fc(x.mean((2, 3)))
 
 

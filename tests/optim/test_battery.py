@@ -8,8 +8,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.step import operations_around
 from sam_bench.methods import METHODS
 from sam_bench.optim import RST
 from tests.optim.methods import BASE, BUILD, NAMES, TOTAL, build, problem, same, sgd, weights
@@ -312,42 +312,6 @@ def test_bf16_weights(name, device):
     assert all(q.dtype == torch.bfloat16 for q in p.model.parameters())
 
 
-class Dispatched(TorchDispatchMode):
-    """Counts the operations that reach the dispatcher outside of the closure."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.counting = [], True
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.counting:
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def operations_around_the_passes(name: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[str]:
-    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
-    optimizer = BUILD[name](model, base)
-    counter = Dispatched()
-
-    def closure():
-        counter.counting = False
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        counter.counting = True
-        return loss
-
-    most: list[str] = []
-    for step in range(TOTAL):
-        counter.names.clear()
-        with counter:
-            optimizer.step(closure)
-        if step >= TOTAL // 2 and len(counter.names) > len(most):  # by then the buffers are allocated
-            most = list(counter.names)
-    return most
-
-
 @everyone
 def test_at_most_20_operations_around_the_passes_whatever_the_number_of_tensors(name, device):
     def net(layers: int) -> nn.Module:
@@ -355,7 +319,22 @@ def test_at_most_20_operations_around_the_passes_whatever_the_number_of_tensors(
         return nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)) for _ in range(layers))).to(device)
 
     x, y = torch.randn(16, 8, device=device), torch.randint(8, (16,), device=device)
-    small, large = (operations_around_the_passes(name, net(layers), x, y) for layers in (2, 40))
+
+    def operations(layers: int) -> list[str]:
+        model = net(layers)
+        optimizer = BUILD[name](model, sgd(model, fused=True))
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(TOTAL // 2):  # by then the buffers are allocated
+            optimizer.step(closure)
+        return operations_around(optimizer, closure, TOTAL // 2)
+
+    small, large = operations(2), operations(40)
     assert small == large
     assert 0 < len(large) <= 20, large
 

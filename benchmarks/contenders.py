@@ -1,0 +1,138 @@
+"""What is timed: our step, as `sam_bench.train` makes it, and others' beside it."""
+
+import subprocess
+import sys
+from typing import Any, Protocol
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from sam_bench import data
+from sam_bench import device as devices
+from sam_bench.__main__ import CONF
+from sam_bench.optim import Descent
+from sam_bench.run import Run
+from sam_bench.settings import Settings
+from sam_bench.train import captures
+
+data.ARRAYS["noise"] = "benchmarks.noise"
+NOISE = ["dataset=cifar10", "dataset.name=noise"]
+COMMON = ["schedule=constant", "trainer=paper", "logger=none"]
+
+
+def settings_of(*overrides: str) -> Settings:
+    """The settings that the command line would give; without a `dataset=`, on noise of CIFAR's shape."""
+    chosen = [] if any(word.startswith("dataset=") for word in overrides) else NOISE
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return Settings.of(compose("config", [*chosen, *COMMON, *overrides]))
+
+
+class Contender(Protocol):
+    """Something that trains."""
+
+    def go(self, steps: int) -> float:
+        """Make so many steps; return the propagations spent in them, when the device is done."""
+        ...
+
+
+class Ours:
+    """A run of ours, step after step."""
+
+    def __init__(self, *overrides: str) -> None:
+        settings = settings_of(*overrides)
+        trainer = settings.trainer
+        self.device = devices.pick(trainer.device)
+        devices.determinism(trainer.deterministic)
+        devices.keep_freed_memory()
+        self.run, self.at = Run(settings, self.device), 0
+        self.captured = captures(settings, self.run)
+        self.run.prepare(trainer.compile is True, self.captured, 0.0)
+        with self.run.on_stream():
+            self.run.start()
+
+    def launch(self) -> None:
+        """One step, without waiting for it."""
+        with self.run.on_stream():
+            if self.at == self.run.steps_per_epoch:
+                self.run.rows.append({})
+                self.run.start()
+                self.at = 0
+            self.run.step(self.at)
+        self.at += 1
+
+    def go(self, steps: int) -> float:
+        """So many steps."""
+        before = self.run.optimizer.propagations
+        for _ in range(steps):
+            self.launch()
+        devices.wait_for(self.device)
+        return self.run.optimizer.propagations - before
+
+    def extra_copies(self) -> float:
+        """Buffers that the method keeps, in copies of the weights."""
+        optimizer, kept = self.run.optimizer, 0
+        while isinstance(optimizer, Descent):
+            kept += sum(t.numel() * t.element_size() for each in optimizer._scratch.values() for t in each.values())
+            optimizer = optimizer.base  # type: ignore[assignment]
+        return kept / sum(p.numel() * p.element_size() for p in self.run.model.parameters())
+
+
+class PytorchOptimizerSAM(Ours):
+    """SAM of the package pytorch_optimizer, in our loop; as its users call it, without care for BatchNorm."""
+
+    def __init__(self, *overrides: str) -> None:
+        from pytorch_optimizer import SAM
+
+        super().__init__("optimizer=sam", "trainer.cuda_graphs=false", *overrides)
+        base: Any = self.run.settings.optimizer.base.arguments()
+        self.sam: Any = SAM(self.run.model.parameters(), torch.optim.SGD, rho=0.05, **base)
+        self.run.closure.optimizer = self.sam
+        self.run.model.train()
+
+    def launch(self) -> None:
+        """One step: the first pass is the caller's, the second is the optimizer's."""
+        run = self.run
+        if self.at == run.steps_per_epoch:
+            run.start()
+            self.at = 0
+        with run.on_stream():
+            run.closure.batch(*run.dataset.batch())
+            loss = run.closure()
+            self.sam.step(run.closure)
+            run.losses[self.at] = loss
+            run.correct += run.closure.correct()
+        self.at += 1
+
+    def go(self, steps: int) -> float:
+        """So many steps, of two passes each."""
+        super().go(steps)
+        return 2.0 * steps
+
+
+class Plain:
+    """The loop of `benchmarks.plain` in a process of its own, which steps when it is told to."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.plain", *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
+
+    def go(self, steps: int) -> float:
+        """So many steps of SGD."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> float:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(self.process.args)} ended")  # type: ignore[arg-type]
+        return float(line)

@@ -1,0 +1,68 @@
+"""From the plain loop to ours, one change a rung, and what each is worth: SGD's images per second."""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from benchmarks import measure
+from benchmarks.contenders import Contender, Ours, Plain, settings_of
+from sam_bench import device as devices
+
+RUNGS = {
+    "plain loop": [],
+    "2 workers in the loader": ["--workers", "2"],
+    "data set on the device": ["--resident"],
+    "channels last": ["--channels-last"],
+    "freed memory kept": ["--keep-freed-memory"],
+    "fused SGD": ["--fused"],
+    "compiled": ["--compile"],
+    "bf16": ["--precision", "bf16"],
+}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__)
+    parser.add_argument("--model", default="small_resnet")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the rungs before the last")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8, help="a round")
+    parser.add_argument("--out", type=Path, default=Path("ladder.csv"))
+    args = parser.parse_args()
+
+    device = devices.pick(args.device)
+    options = ["--device", str(device), "--model", args.model, "--precision", args.precision]
+    contenders: dict[str, Contender] = {}
+    plain = []
+    for rung, option in RUNGS.items():
+        plain.append(Plain(*options, *option))
+        contenders[rung] = plain[-1]
+        if "--workers" not in option:  # which the data on the device makes needless
+            options += option
+    of_ours = [f"model={args.model}", "optimizer=sgd", f"trainer.device={args.device}"]
+    of_ours += ["trainer.deterministic=false", f"trainer.precision={args.precision}"]
+    contenders["sam_bench"] = Ours(*of_ours)
+
+    times = measure.side_by_side(contenders, args.rounds, args.steps)
+    for process in plain:
+        process.close()
+    batch_size = settings_of(*of_ours).trainer.batch_size
+    first, before, rows = times["plain loop"][0], times["plain loop"][0], []
+    for rung, (seconds, _) in times.items():
+        rows.append(
+            {
+                "model": args.model,
+                "rung": rung,
+                "images_per_second": round(batch_size / statistics.median(seconds)),
+                "over_the_rung_before": "" if rung == "sam_bench" else round(measure.ratio(before, seconds), 3),
+                "over_the_plain_loop": round(measure.ratio(first, seconds), 3),
+                **measure.where(device),
+            }
+        )
+        before = first if "--workers" in RUNGS.get(rung, []) else seconds
+    measure.write(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The rate at which timm's loader gives images of a folder, by its number of workers, against the model's rate."""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from benchmarks import measure
+from benchmarks.contenders import Ours, settings_of
+from sam_bench import data
+from sam_bench import device as devices
+
+CLASSES, SIDE = 4, 256
+
+
+def write_images(root: Path, images: int) -> None:
+    """JPEG files of about a photograph's size: noise on a coarse grid, made smooth."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", images), ("val", CLASSES)):
+        for i in range(count):
+            folder = root / part / str(i % CLASSES)
+            folder.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(draw.integers(256, size=(32, 32, 3), dtype=np.uint8))
+            coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{i}.jpeg")
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", default="resnet18", help="a name of timm's")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=3, help="of the model")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--out", type=Path, default=Path("loader.csv"))
+    args = parser.parse_args()
+
+    device, rates = devices.pick(args.device), {}
+    with tempfile.TemporaryDirectory() as root:
+        write_images(Path(root), args.images)
+        overrides = ["dataset=imagefolder", f"dataset.root={root}", f"dataset.image_size={args.image_size}"]
+        overrides += [f"trainer.batch_size={args.batch_size}", f"trainer.device={args.device}"]
+        for workers in tqdm(args.workers, unit="loader", disable=None, leave=False):
+            folder = data.create(
+                settings_of(*overrides, f"dataset.workers={workers}").dataset, args.batch_size, device, 0
+            )
+            seconds = []
+            for epoch in range(3):
+                folder.start(epoch)
+                folder.fetch()  # the start of the workers is no part of the rate
+                start = time.perf_counter()
+                for _ in range(folder.steps_per_epoch - 1):
+                    folder.fetch()
+                    folder.batch()
+                devices.wait_for(device)
+                seconds.append((time.perf_counter() - start) / (folder.steps_per_epoch - 1))
+            rates[f"loader, {workers} workers"] = args.batch_size / statistics.median(seconds)
+
+        model = ["optimizer=sgd", "model=timm", f"model.architecture={args.model}", "dataset.workers=0"]
+        ours = Ours(*overrides, *model, f"trainer.precision={args.precision}", "trainer.cuda_graphs=false")
+        run, seconds = ours.run, []
+        with run.on_stream():
+            run.dataset.fetch()
+            for _ in range(args.steps + 2):
+                start = time.perf_counter()
+                run.closure.batch(*run.dataset.batch())
+                run.optimizer.step(run.closure)
+                devices.wait_for(device)
+                seconds.append(time.perf_counter() - start)
+        rates[f"{args.model}, SGD, {args.precision}"] = args.batch_size / statistics.median(seconds[2:])
+    rows = [
+        {"image_size": args.image_size, "what": what, "images_per_second": round(rate, 1), **measure.where(device)}
+        for what, rate in rates.items()
+    ]
+    measure.write(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Timing side by side, and what all tables say of where they were made."""
+
+import csv
+import datetime
+import math
+import os
+import random
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.contenders import Contender
+from sam_bench import device as devices
+
+WARM_UP = 8  # steps: RST has made three of each kind, which capturing waits for, and recorded both
+
+SETTLE = 0.2  # seconds: workers of a loader fill their queues, threads that spin go to sleep
+
+
+def side_by_side(
+    contenders: Mapping[str, Contender], rounds: int, steps: int, warm_up: int = WARM_UP
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds and propagations of each round's `steps` steps, by contender.
+
+    A round times each once, in an order of its own, so that a busy machine disturbs all of them alike; what is compared
+    are times of the same round.
+    """
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
+    with tqdm(total=rounds * len(contenders), unit="timing", disable=None, leave=False) as bar:
+        for name, contender in contenders.items():
+            bar.set_postfix_str(f"warming up {name}")
+            contender.go(warm_up)
+        order = random.Random(0)
+        for _ in range(rounds):
+            for name in order.sample(list(contenders), len(contenders)):
+                bar.set_postfix_str(name)
+                time.sleep(SETTLE)
+                start = time.perf_counter()
+                propagations = contenders[name].go(steps)
+                times[name][0].append((time.perf_counter() - start) / steps)
+                times[name][1].append(propagations / steps)
+                bar.update()
+    return times
+
+
+def ratio(times: list[float], others: list[float]) -> float:
+    """The median over the rounds of one contender's time over another's."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
+
+
+def ratio_to_count(times: list[float], propagations: list[float], others: list[float]) -> float:
+    """The same over the propagations that each round spent, since RST's differ from round to round."""
+    return statistics.median(a / b / n for a, b, n in zip(times, others, propagations, strict=True))
+
+
+def matrix_peak(device: torch.device, precision: str) -> float:
+    """Operations a second of the best of a few square matrix products in the precision of the training."""
+    size, repeats = (8192, 20) if device.type == "cuda" else (2048, 3)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = math.inf
+    for _ in range(6):
+        devices.wait_for(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        devices.wait_for(device)
+        best = min(best, (time.perf_counter() - start) / repeats)
+    return 2 * size**3 / best
+
+
+def where(device: torch.device) -> dict[str, Any]:
+    """Device, version and date, which stand in every row."""
+    name = devices.describe(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    return {"device": name, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows as CSV, and as a table on standard output."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    hidden = set(where(torch.device("cpu")))
+    names = [name for name in rows[0] if name not in hidden]
+    cells = [names, *([str(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(f"-> {path}\n", flush=True)

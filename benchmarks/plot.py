@@ -1,0 +1,84 @@
+"""The picture of a folder of measurements: what a step costs, against what it counts."""
+
+import argparse
+import csv
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def steps(paths: list[Path], out: Path) -> None:
+    """A panel a net: each contender's step over SGD's as a bar, its propagations as a mark."""
+    figure, panels = plt.subplots(
+        1, len(paths), figsize=(1 + 6.5 * len(paths), 3.8), squeeze=False, layout="constrained"
+    )
+    for panel, path in zip(panels[0], paths, strict=True):
+        rows = read(path)[::-1]
+        names = [row["optimizer"] for row in rows]
+        ratios = [float(row["ratio_to_sgd"]) for row in rows]
+        ours = [bool(row["operations"]) for row in rows]
+        panel.barh(names, ratios, color=["#4477aa" if own else "#bbbbbb" for own in ours], height=0.65)
+        counts = [float(row["propagations"]) for row in rows]
+        panel.plot(counts, names, "|", color="#cc3311", markersize=16, markeredgewidth=2.5)
+        for name, row, ratio, count in zip(names, rows, ratios, counts, strict=True):
+            label = f"{ratio:.2f}   {int(row['images_per_second']):,} images/s"
+            panel.text(max(ratio, count) + 0.05, name, label, va="center", size=8)
+        panel.set_xlim(0, max(ratios) + 0.9)
+        panel.set_xlabel("time of a step over SGD's; the red mark is its number of propagations")
+        one = rows[0]
+        panel.set_title(f"{one['model']}, batch {one['batch_size']}, {one['precision']}, {one['device']}", size=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=110)
+    print(f"-> {out}")
+
+
+def scaling(path: Path, out: Path) -> None:
+    """A panel an axis: SAM's and RST's step over SGD's and over their counts."""
+    rows = read(path)
+    axes = list(dict.fromkeys(row["axis"] for row in rows))
+    figure, panels = plt.subplots(
+        1, len(axes), figsize=(3 * len(axes), 3), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, axis in zip(panels[0], axes, strict=True):
+        chosen = [row for row in rows if row["axis"] == axis]
+        values = [row["value"] for row in chosen]
+        for name in ("sam", "rst"):
+            panel.plot(values, [float(row[f"{name}_ratio_to_count"]) for row in chosen], "o-", label=name)
+        panel.axhline(1, color="#bbbbbb", linewidth=1, zorder=0)
+        panel.set_xlabel(axis)
+        panel.set_ylim(0, 1.5)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("step time over SGD's, over propagations")
+    panels[0][0].legend()
+    figure.savefig(out, dpi=110)
+    print(f"-> {out}")
+
+
+def markdown(path: Path, columns: dict[str, str]) -> str:
+    """Some columns of a CSV file, by their headings, as a table for a README."""
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in read(path)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Draw."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
+    parser.add_argument("folder", type=Path, help="with step-*.csv and scaling.csv")
+    folder = parser.parse_args().folder
+    steps(sorted(folder.glob("step-*.csv")), folder / "step.png")
+    if (folder / "scaling.csv").exists():
+        scaling(folder / "scaling.csv", folder / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""How the cost of a step, and SAM's and RST's over what they count, grow with width, depth, batch and data."""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from benchmarks import measure
+from benchmarks.contenders import Ours
+from sam_bench.models.register import register
+from sam_bench.models.wide_resnet import WideResNet
+
+
+@register
+def cifar_wide_resnet(depth: int, widen: int, num_classes: int = 10, in_chans: int = 3) -> WideResNet:
+    """Any of them."""
+    return WideResNet(depth, widen, num_classes, in_chans)
+
+
+WIDE = ["model.architecture=cifar_wide_resnet"]
+AXES = {
+    "width": {str(k): [*WIDE, "+model.kwargs.depth=10", f"+model.kwargs.widen={k}"] for k in (1, 2, 4)},
+    "depth": {str(d): [*WIDE, f"+model.kwargs.depth={d}", "+model.kwargs.widen=1"] for d in (10, 16, 28)},
+    "batch": {str(b): [f"trainer.batch_size={b}"] for b in (32, 64, 128, 256)},
+    "data": {str(n): [f"dataset.subset={n}"] for n in (1000, 5000, 20_000, 50_000)},
+}
+OPTIMIZERS = ("sgd", "sam", "rst")
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="a round")
+    parser.add_argument("--out", type=Path, default=Path("scaling.csv"))
+    parser.add_argument("overrides", nargs="*", help="settings as for python -m sam_bench")
+    args = parser.parse_intermixed_args()
+
+    rows = []
+    for axis in args.axes:
+        for value, overrides in AXES[axis].items():
+            contenders = {name: Ours(f"optimizer={name}", *args.overrides, *overrides) for name in OPTIMIZERS}
+            times = measure.side_by_side(contenders, args.rounds, args.steps)
+            seconds, sgd = times["sgd"][0], contenders["sgd"].run
+            rows.append(
+                {
+                    "axis": axis,
+                    "value": value,
+                    "parameters": sum(p.numel() for p in sgd.model.parameters()),
+                    "sgd_step_ms": round(statistics.median(seconds) * 1e3, 2),
+                    "sgd_images_per_second": round(sgd.settings.trainer.batch_size / statistics.median(seconds)),
+                    **{
+                        f"{name}_ratio_to_count": round(measure.ratio_to_count(*times[name], seconds), 3)
+                        for name in OPTIMIZERS[1:]
+                    },
+                    **measure.where(contenders["sgd"].device),
+                }
+            )
+    measure.write(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()

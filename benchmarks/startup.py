@@ -1,0 +1,79 @@
+"""Start-up: seconds to an answer, to the first step, and what twenty short runs cost beside their own training."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks import measure
+from sam_bench import device as devices
+
+SAM_BENCH = [sys.executable, "-m", "sam_bench"]
+SHORT = ["trainer.epochs=1", "logger=none"]  # on digits, with the small ResNet
+COMMANDS = {
+    "--help": [*SAM_BENCH, "--help"],
+    "a wrong setting": [*SAM_BENCH, "optimizer.rho=-1"],
+    "import torch": [sys.executable, "-c", "import torch"],
+}
+TRAININGS = {
+    "one epoch of digits": ["optimizer=rst"],
+    "20 runs, seed=range(20)": ["-m", "optimizer=rst", "seed=range(20)"],
+    "20 runs, 4 optimizers, trainer.seeds=5": ["-m", "optimizer=sgd,sam,rst,grst", "trainer.seeds=5"],
+}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("startup.csv"))
+    args = parser.parse_args()
+
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=args.repeats * (len(COMMANDS) + len(TRAININGS)), unit="command", disable=None, leave=False) as bar:
+        for what, command in COMMANDS.items():
+            seconds = []
+            for _ in range(args.repeats):
+                start = time.perf_counter()
+                subprocess.run(command, capture_output=True, check=False)
+                seconds.append(time.perf_counter() - start)
+                bar.update()
+            rows.append(row(what, statistics.median(seconds)))
+        for what, words in TRAININGS.items():
+            measured = []
+            for _ in range(args.repeats):
+                measured.append(training([*SAM_BENCH, *SHORT, f"trainer.device={args.device}", *words]))
+                bar.update()
+            rows.append(row(what, *(statistics.median(column) for column in zip(*measured, strict=True))))
+    device = devices.pick(args.device)
+    measure.write(args.out, [{**one, **measure.where(device)} for one in rows])
+
+
+def training(command: list[str]) -> tuple[float, float, float, float]:
+    """Seconds in all, to the first step, of training alone, and what came after the first step over the latter."""
+    with tempfile.TemporaryDirectory() as runs:
+        start, began = time.perf_counter(), time.time()
+        subprocess.run([*command, f"runs={runs}"], capture_output=True, check=True)
+        total = time.perf_counter() - start
+        # config.yaml is written just before the first step
+        first = min(path.stat().st_mtime for path in Path(runs).glob("*/*/config.yaml")) - began
+        own = sum(json.loads(path.read_text())["seconds"] for path in Path(runs).glob("*/*/result.json"))
+        return total, first, own, (total - first) / own
+
+
+def row(what: str, *values: float) -> dict[str, Any]:
+    """A row of the table; what a command has not is empty."""
+    names = ("seconds", "to_first_step", "training", "after_first_step_over_training")
+    return {"what": what, **dict.fromkeys(names, ""), **{n: round(v, 2) for n, v in zip(names, values, strict=False)}}
+
+
+if __name__ == "__main__":
+    main()

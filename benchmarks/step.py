@@ -1,0 +1,112 @@
+"""The step of every registered optimizer, beside SGD's, the plain loop's and another package's SAM in our loop."""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import measure
+from benchmarks.contenders import Contender, Ours, Plain, PytorchOptimizerSAM
+from sam_bench.methods import METHODS
+
+# what `optimizer=NAME` alone does not say
+EXTRA = {"timm": ["optimizer.base.opt=lamb"]}
+
+
+class OperationsAround(TorchDispatchMode):
+    """Counts the operations that reach the dispatcher in a step, but for those of the closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.counting = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.counting:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def operations_around(optimizer: torch.optim.Optimizer, closure: Any, steps: int) -> list[str]:
+    """The most operations around the passes of one of `steps` steps."""
+    counter, most = OperationsAround(), list[str]()
+
+    def uncounted() -> Any:
+        counter.counting = False
+        try:
+            return closure()
+        finally:
+            counter.counting = True
+
+    for _ in range(steps):
+        counter.names.clear()
+        with counter:
+            optimizer.step(uncounted)
+        most = max(most, list(counter.names), key=len)
+    return most
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser.add_argument("--optimizers", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=8, help="a round")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="of the plain loop, one each")
+    parser.add_argument("--out", type=Path, default=Path("step.csv"))
+    parser.add_argument("overrides", nargs="*", help="settings as for python -m sam_bench: model=resnet18 ...")
+    args = parser.parse_intermixed_args()
+
+    names = ["sgd", *(name for name in args.optimizers if name != "sgd")]
+    ours = {name: Ours(f"optimizer={name}", *EXTRA.get(name, []), *args.overrides) for name in names}
+    settings, device = ours["sgd"].run.settings, ours["sgd"].device
+    trainer = settings.trainer
+    contenders: dict[str, Contender] = {**ours}
+    if "sam" in ours:
+        contenders["sam of pytorch_optimizer"] = PytorchOptimizerSAM(*args.overrides)
+    plain: dict[str, Plain] = {}
+    for workers in args.workers:
+        options = ["--device", str(device), "--model", settings.model.label, "--precision", trainer.precision]
+        options += ["--batch-size", str(trainer.batch_size), "--workers", str(workers)]
+        plain[f"plain loop, {workers} workers"] = Plain(*options)
+    contenders |= plain
+
+    times = measure.side_by_side(contenders, args.rounds, args.steps)
+    for process in plain.values():
+        process.close()
+
+    closure = ours["sgd"].run.closure
+    closure.batch(*ours["sgd"].run.dataset.batch())
+    flops, peak = closure.flops(), measure.matrix_peak(device, trainer.precision)
+    rows = []
+    for name, (seconds, propagations) in times.items():
+        ratio, counted = measure.ratio(seconds, times["sgd"][0]), statistics.mean(propagations)
+        one, median = ours.get(name), statistics.median(seconds)
+        rows.append(
+            {
+                "model": settings.model.label,
+                "batch_size": trainer.batch_size,
+                "precision": trainer.precision,
+                "compiled": trainer.compile is True,
+                "captured": one.captured if one else False,
+                "deterministic": trainer.deterministic,
+                "optimizer": name,
+                "step_ms": round(median * 1e3, 3),
+                "ratio_to_sgd": round(ratio, 3),
+                "propagations": round(counted, 3),
+                "ratio_to_count": round(measure.ratio_to_count(seconds, propagations, times["sgd"][0]), 3),
+                "images_per_second": round(trainer.batch_size / median),
+                "share_of_matrix_peak": round(flops * counted / median / peak, 3),
+                "operations": len(operations_around(one.run.optimizer, one.run.closure, 12)) if one else "",
+                "extra_copies": round(one.extra_copies(), 2) if one else "",
+                **measure.where(device),
+            }
+        )
+    measure.write(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
