@@ -20,26 +20,27 @@ bench: bench-$(DEVICE)
 	$(BIN)/python -m benchmarks.plot $(RESULTS)
 
 bench-cpu: $(READY)
-	$(BIN)/python -m benchmarks.step --out $(RESULTS)/step-small_resnet.csv trainer.device=cpu
-	$(BIN)/python -m benchmarks.ladder --out $(RESULTS)/ladder.csv --device cpu
-	$(BIN)/python -m benchmarks.startup --out $(RESULTS)/startup.csv --device cpu
-	$(BIN)/python -m benchmarks.scaling --out $(RESULTS)/scaling.csv trainer.device=cpu
-	$(BIN)/python -m benchmarks.loader --out $(RESULTS)/loader.csv --device cpu --workers 0 1 2
-	$(BIN)/python -m benchmarks.seeds --out $(RESULTS)/seeds.csv --seeds 1 2 --models small_resnet trainer.device=cpu
+	$(BIN)/python -m benchmarks.step trainer.device=cpu --out $(RESULTS)/step-small_resnet.csv
+	$(BIN)/python -m benchmarks.ladder --device cpu --out $(RESULTS)/ladder.csv
+	$(BIN)/python -m benchmarks.startup --device cpu --out $(RESULTS)/startup.csv
+	$(BIN)/python -m benchmarks.scaling trainer.device=cpu --out $(RESULTS)/scaling.csv
+	$(BIN)/python -m benchmarks.loader --device cpu --workers 0 1 2 --out $(RESULTS)/loader.csv
+	$(BIN)/python -m benchmarks.seeds trainer.device=cpu --seeds 1 2 --models small_resnet --out $(RESULTS)/seeds.csv
 
 bench-cuda: $(READY)
-	for net in resnet18 wrn28_10; do $(BIN)/python -m benchmarks.step --out $(RESULTS)/step-$$net.csv \
-		--steps 40 --workers 8 model=$$net $(FAST) trainer.compile=true || exit; done
-	$(BIN)/python -m benchmarks.step --out $(RESULTS)/eager-resnet18.csv --steps 40 --workers \
-		-- model=resnet18 $(FAST) trainer.cuda_graphs=false
-	$(BIN)/python -m benchmarks.step --out $(RESULTS)/deterministic-resnet18.csv --steps 40 --workers \
-		-- model=resnet18 $(FAST) trainer.compile=true trainer.deterministic=true
-	$(BIN)/python -m benchmarks.seeds --out $(RESULTS)/seeds.csv --steps 40 $(FAST)
-	$(BIN)/python -m benchmarks.ladder --out $(RESULTS)/ladder.csv --device cuda --model resnet18 --steps 40
-	$(BIN)/python -m benchmarks.scaling --out $(RESULTS)/scaling.csv --steps 20 $(FAST)
-	$(BIN)/python -m benchmarks.loader --out $(RESULTS)/loader.csv --device cuda --precision bf16 \
-		--workers 1 4 8 16 --batch-size 128 --images 8192 --steps 20
-	$(BIN)/python -m benchmarks.startup --out $(RESULTS)/startup.csv --device cuda
+	for net in resnet18 wrn28_10; do $(BIN)/python -m benchmarks.step model=$$net $(FAST) trainer.compile=true \
+		--steps 40 --workers 8 --out $(RESULTS)/step-$$net.csv || exit; done
+	$(BIN)/python -m benchmarks.step model=resnet18 $(FAST) trainer.cuda_graphs=false \
+		--steps 40 --workers --out $(RESULTS)/eager-resnet18.csv
+	$(BIN)/python -m benchmarks.step model=resnet18 $(FAST) trainer.compile=true trainer.deterministic=true \
+		--steps 40 --workers --out $(RESULTS)/deterministic-resnet18.csv
+	$(BIN)/python -m benchmarks.seeds $(FAST) trainer.compile=true --steps 40 --out $(RESULTS)/seeds.csv
+	$(BIN)/python -m benchmarks.ladder trainer.precision=bf16 trainer.compile=true \
+		--device cuda --model resnet18 --steps 40 --out $(RESULTS)/ladder.csv
+	$(BIN)/python -m benchmarks.scaling $(FAST) --steps 20 --out $(RESULTS)/scaling.csv
+	$(BIN)/python -m benchmarks.loader --device cuda --precision bf16 --workers 1 4 8 16 --batch-size 128 \
+		--images 8192 --steps 20 --out $(RESULTS)/loader.csv
+	$(BIN)/python -m benchmarks.startup --device cuda --out $(RESULTS)/startup.csv
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -28,7 +28,13 @@ def settings_of(*overrides: str) -> Settings:
 
 
 class Contender(Protocol):
-    """Something that trains."""
+    """Something that trains.
+
+    `untimed` steps come before each timing: threads wake up and caches fill, which would flatter longer steps, and
+    batches that a loader has made in a pause are used up.
+    """
+
+    untimed: int
 
     def go(self, steps: int) -> float:
         """Make so many steps; return the propagations spent in them, when the device is done."""
@@ -38,6 +44,8 @@ class Contender(Protocol):
 class Ours:
     """A run of ours, step after step."""
 
+    untimed = 1
+
     def __init__(self, *overrides: str) -> None:
         settings = settings_of(*overrides)
         trainer = settings.trainer
@@ -46,7 +54,8 @@ class Ours:
         devices.keep_freed_memory()
         self.run, self.at = Run(settings, self.device), 0
         self.captured = captures(settings, self.run)
-        self.run.prepare(trainer.compile is True, self.captured, 0.0)
+        self.compiled = trainer.compile is True  # auto is for whole trainings
+        self.run.prepare(self.compiled, self.captured, 0.0)
         with self.run.on_stream():
             self.run.start()
 
@@ -86,21 +95,25 @@ class PytorchOptimizerSAM(Ours):
         super().__init__("optimizer=sam", "trainer.cuda_graphs=false", *overrides)
         base: Any = self.run.settings.optimizer.base.arguments()
         self.sam: Any = SAM(self.run.model.parameters(), torch.optim.SGD, rho=0.05, **base)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.sam, self.run.steps)
         self.run.closure.optimizer = self.sam
         self.run.model.train()
 
     def launch(self) -> None:
         """One step: the first pass is the caller's, the second is the optimizer's."""
         run = self.run
-        if self.at == run.steps_per_epoch:
-            run.start()
-            self.at = 0
         with run.on_stream():
+            if self.at == run.steps_per_epoch:
+                run.start()
+                self.at = 0
+            run.dataset.fetch()
+            torch.manual_seed(self.at)
             run.closure.batch(*run.dataset.batch())
             loss = run.closure()
             self.sam.step(run.closure)
             run.losses[self.at] = loss
             run.correct += run.closure.correct()
+            self.scheduler.step()
         self.at += 1
 
     def go(self, steps: int) -> float:
@@ -112,7 +125,9 @@ class PytorchOptimizerSAM(Ours):
 class Plain:
     """The loop of `benchmarks.plain` in a process of its own, which steps when it is told to."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, workers: int = 0) -> None:
+        self.untimed = 1 + 2 * workers
+        options = (*options, "--workers", str(workers))
         command = [sys.executable, "-m", "benchmarks.plain", *options]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()

@@ -8,9 +8,10 @@ from benchmarks import measure
 from benchmarks.contenders import Contender, Ours, Plain, settings_of
 from sam_bench import device as devices
 
-RUNGS = {
+WORKERS = "2 workers in the loader"
+RUNGS: dict[str, list[str]] = {
     "plain loop": [],
-    "2 workers in the loader": ["--workers", "2"],
+    WORKERS: [],
     "data set on the device": ["--resident"],
     "channels last": ["--channels-last"],
     "freed memory kept": ["--keep-freed-memory"],
@@ -29,20 +30,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8, help="a round")
     parser.add_argument("--out", type=Path, default=Path("ladder.csv"))
-    args = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", help="settings of the last rung, as for python -m sam_bench")
+    args = parser.parse_intermixed_args()
 
     device = devices.pick(args.device)
     options = ["--device", str(device), "--model", args.model, "--precision", args.precision]
     contenders: dict[str, Contender] = {}
     plain = []
     for rung, option in RUNGS.items():
-        plain.append(Plain(*options, *option))
-        contenders[rung] = plain[-1]
-        if "--workers" not in option:  # which the data on the device makes needless
+        if rung == WORKERS:  # which the data on the device makes needless
+            plain.append(Plain(*options, workers=2))
+        else:
             options += option
+            plain.append(Plain(*options))
+        contenders[rung] = plain[-1]
     of_ours = [f"model={args.model}", "optimizer=sgd", f"trainer.device={args.device}"]
-    of_ours += ["trainer.deterministic=false", f"trainer.precision={args.precision}"]
-    contenders["sam_bench"] = Ours(*of_ours)
+    of_ours += ["trainer.deterministic=false", f"trainer.precision={args.precision}", *args.overrides]
+    ours = " ".join(["sam_bench", *args.overrides])
+    contenders[ours] = Ours(*of_ours)
 
     times = measure.side_by_side(contenders, args.rounds, args.steps)
     for process in plain:
@@ -55,12 +60,12 @@ def main() -> None:
                 "model": args.model,
                 "rung": rung,
                 "images_per_second": round(batch_size / statistics.median(seconds)),
-                "over_the_rung_before": "" if rung == "sam_bench" else round(measure.ratio(before, seconds), 3),
+                "over_the_rung_before": "" if rung == ours else round(measure.ratio(before, seconds), 3),
                 "over_the_plain_loop": round(measure.ratio(first, seconds), 3),
                 **measure.where(device),
             }
         )
-        before = first if "--workers" in RUNGS.get(rung, []) else seconds
+        before = first if rung == WORKERS else seconds
     measure.write(args.out, rows)
 
 

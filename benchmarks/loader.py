@@ -55,17 +55,19 @@ def main() -> None:
             seconds = []
             for epoch in range(3):
                 folder.start(epoch)
-                folder.fetch()  # the start of the workers is no part of the rate
+                made_before = workers + 1  # the start of the workers, and a batch of each, are no part of the rate
+                for _ in range(made_before):
+                    folder.fetch()
                 start = time.perf_counter()
-                for _ in range(folder.steps_per_epoch - 1):
+                for _ in range(folder.steps_per_epoch - made_before):
                     folder.fetch()
                     folder.batch()
                 devices.wait_for(device)
-                seconds.append((time.perf_counter() - start) / (folder.steps_per_epoch - 1))
+                seconds.append((time.perf_counter() - start) / (folder.steps_per_epoch - made_before))
             rates[f"loader, {workers} workers"] = args.batch_size / statistics.median(seconds)
 
         model = ["optimizer=sgd", "model=timm", f"model.architecture={args.model}", "dataset.workers=0"]
-        ours = Ours(*overrides, *model, f"trainer.precision={args.precision}", "trainer.cuda_graphs=false")
+        ours = Ours(*overrides, *model, f"trainer.precision={args.precision}", "trainer.deterministic=false")
         run, seconds = ours.run, []
         with run.on_stream():
             run.dataset.fetch()
@@ -75,7 +77,7 @@ def main() -> None:
                 run.optimizer.step(run.closure)
                 devices.wait_for(device)
                 seconds.append(time.perf_counter() - start)
-        rates[f"{args.model}, SGD, {args.precision}"] = args.batch_size / statistics.median(seconds[2:])
+        rates[f"{args.model}, SGD, {args.precision}, eager"] = args.batch_size / statistics.median(seconds[2:])
     rows = [
         {"image_size": args.image_size, "what": what, "images_per_second": round(rate, 1), **measure.where(device)}
         for what, rate in rates.items()

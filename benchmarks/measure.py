@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.contenders import Contender
+from benchmarks.contenders import Contender, Ours
 from sam_bench import device as devices
 
-WARM_UP = 8  # steps: RST has made three of each kind, which capturing waits for, and recorded both
+# steps; on a GPU enough that RST has made three of each kind, which capturing waits for, and recorded both
+WARM_UP = 24 if torch.cuda.is_available() else 4
 
 SETTLE = 0.2  # seconds: workers of a loader fill their queues, threads that spin go to sleep
 
@@ -40,6 +41,7 @@ def side_by_side(
             for name in order.sample(list(contenders), len(contenders)):
                 bar.set_postfix_str(name)
                 time.sleep(SETTLE)
+                contenders[name].go(contenders[name].untimed)
                 start = time.perf_counter()
                 propagations = contenders[name].go(steps)
                 times[name][0].append((time.perf_counter() - start) / steps)
@@ -61,6 +63,7 @@ def ratio_to_count(times: list[float], propagations: list[float], others: list[f
 def matrix_peak(device: torch.device, precision: str) -> float:
     """Operations a second of the best of a few square matrix products in the precision of the training."""
     size, repeats = (8192, 20) if device.type == "cuda" else (2048, 3)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, which convolutions use as well
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = math.inf
@@ -72,6 +75,18 @@ def matrix_peak(device: torch.device, precision: str) -> float:
         devices.wait_for(device)
         best = min(best, (time.perf_counter() - start) / repeats)
     return 2 * size**3 / best
+
+
+def how(one: Ours) -> dict[str, Any]:
+    """How a run of ours makes its steps."""
+    trainer = one.run.settings.trainer
+    return {
+        "batch_size": trainer.batch_size,
+        "precision": trainer.precision,
+        "compiled": one.compiled,
+        "captured": one.captured,
+        "deterministic": trainer.deterministic,
+    }
 
 
 def where(device: torch.device) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def steps(paths: list[Path], out: Path) -> None:
             panel.text(max(ratio, count) + 0.05, name, label, va="center", size=8)
         panel.set_xlim(0, max(ratios) + 0.9)
         panel.set_xlabel("time of a step over SGD's; the red mark is its number of propagations")
-        one = rows[0]
+        one = rows[-1]
         panel.set_title(f"{one['model']}, batch {one['batch_size']}, {one['precision']}, {one['device']}", size=10)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=110)
@@ -63,21 +63,25 @@ def scaling(path: Path, out: Path) -> None:
     print(f"-> {out}")
 
 
-def markdown(path: Path, columns: dict[str, str]) -> str:
-    """Some columns of a CSV file, by their headings, as a table for a README."""
-    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in read(path)]
-    return "\n".join(lines)
+def markdown(path: Path) -> str:
+    """A CSV file as a table for a README, without the columns whose cells are all alike."""
+    rows = read(path)
+    names = [name for name in rows[0] if len({row[name] for row in rows}) > 1]
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + " --- |" * len(names)]
+    return "\n".join([*lines, *("| " + " | ".join(row[name] for name in names) + " |" for row in rows)])
 
 
 def main() -> None:
-    """Draw."""
+    """Draw, and print the tables as Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
     parser.add_argument("folder", type=Path, help="with step-*.csv and scaling.csv")
     folder = parser.parse_args().folder
-    steps(sorted(folder.glob("step-*.csv")), folder / "step.png")
+    if paths := sorted(folder.glob("step-*.csv")):
+        steps(paths, folder / "step.png")
     if (folder / "scaling.csv").exists():
         scaling(folder / "scaling.csv", folder / "scaling.png")
+    for path in sorted(folder.glob("*.csv")):
+        print(f"\n{path.name}\n\n{markdown(path)}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="a round")
     parser.add_argument("--out", type=Path, default=Path("scaling.csv"))
     parser.add_argument("overrides", nargs="*", help="settings as for python -m sam_bench")
@@ -53,6 +53,7 @@ def main() -> None:
                         f"{name}_ratio_to_count": round(measure.ratio_to_count(*times[name], seconds), 3)
                         for name in OPTIMIZERS[1:]
                     },
+                    **measure.how(contenders["sgd"]),
                     **measure.where(contenders["sgd"].device),
                 }
             )

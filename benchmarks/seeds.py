@@ -13,6 +13,8 @@ from sam_bench import device as devices
 class Together:
     """Some of the runs, a step of each in turn."""
 
+    untimed = 1
+
     def __init__(self, runs: Sequence[Ours]) -> None:
         self.runs = runs
 
@@ -50,7 +52,7 @@ def main() -> None:
                 {
                     "model": model,
                     "optimizer": "sam",
-                    "precision": runs[0].run.settings.trainer.precision,
+                    **measure.how(runs[0]),
                     "seeds": name,
                     "images_per_second_together": round(int(name) * batch_size / statistics.median(seconds)),
                     f"over_{first}_seed": round(times_the_work * measure.ratio(times[first], seconds), 2),

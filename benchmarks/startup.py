@@ -19,7 +19,7 @@ SAM_BENCH = [sys.executable, "-m", "sam_bench"]
 SHORT = ["trainer.epochs=1", "logger=none"]  # on digits, with the small ResNet
 COMMANDS = {
     "--help": [*SAM_BENCH, "--help"],
-    "a wrong setting": [*SAM_BENCH, "optimizer.rho=-1"],
+    "a wrong setting": [*SAM_BENCH, "optimizer.inner.rho=-1"],
     "import torch": [sys.executable, "-c", "import torch"],
 }
 TRAININGS = {
@@ -43,14 +43,15 @@ def main() -> None:
             seconds = []
             for _ in range(args.repeats):
                 start = time.perf_counter()
-                subprocess.run(command, capture_output=True, check=False)
+                status = subprocess.run(command, capture_output=True, check=False).returncode
                 seconds.append(time.perf_counter() - start)
+                assert status == (2 if what == "a wrong setting" else 0), what
                 bar.update()
             rows.append(row(what, statistics.median(seconds)))
         for what, words in TRAININGS.items():
             measured = []
             for _ in range(args.repeats):
-                measured.append(training([*SAM_BENCH, *SHORT, f"trainer.device={args.device}", *words]))
+                measured.append(training([*SAM_BENCH, *words, *SHORT, f"trainer.device={args.device}"]))
                 bar.update()
             rows.append(row(what, *(statistics.median(column) for column in zip(*measured, strict=True))))
     device = devices.pick(args.device)

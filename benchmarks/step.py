@@ -70,36 +70,33 @@ def main() -> None:
     plain: dict[str, Plain] = {}
     for workers in args.workers:
         options = ["--device", str(device), "--model", settings.model.label, "--precision", trainer.precision]
-        options += ["--batch-size", str(trainer.batch_size), "--workers", str(workers)]
-        plain[f"plain loop, {workers} workers"] = Plain(*options)
+        options += ["--batch-size", str(trainer.batch_size)]
+        plain[f"plain loop, {workers} workers"] = Plain(*options, workers=workers)
     contenders |= plain
 
     times = measure.side_by_side(contenders, args.rounds, args.steps)
     for process in plain.values():
         process.close()
 
-    closure = ours["sgd"].run.closure
-    closure.batch(*ours["sgd"].run.dataset.batch())
-    flops, peak = closure.flops(), measure.matrix_peak(device, trainer.precision)
+    written = Ours("optimizer=sgd", *args.overrides, "trainer.compile=false").run
+    written.closure.batch(*written.dataset.batch())
+    flops, peak = written.closure.flops(), measure.matrix_peak(device, trainer.precision)
     rows = []
     for name, (seconds, propagations) in times.items():
         ratio, counted = measure.ratio(seconds, times["sgd"][0]), statistics.mean(propagations)
         one, median = ours.get(name), statistics.median(seconds)
+        rate = statistics.median(n / t for n, t in zip(propagations, seconds, strict=True))
         rows.append(
             {
                 "model": settings.model.label,
-                "batch_size": trainer.batch_size,
-                "precision": trainer.precision,
-                "compiled": trainer.compile is True,
-                "captured": one.captured if one else False,
-                "deterministic": trainer.deterministic,
+                **(measure.how(one) if one else dict.fromkeys(measure.how(ours["sgd"]), "")),
                 "optimizer": name,
                 "step_ms": round(median * 1e3, 3),
                 "ratio_to_sgd": round(ratio, 3),
                 "propagations": round(counted, 3),
                 "ratio_to_count": round(measure.ratio_to_count(seconds, propagations, times["sgd"][0]), 3),
                 "images_per_second": round(trainer.batch_size / median),
-                "share_of_matrix_peak": round(flops * counted / median / peak, 3),
+                "share_of_matrix_peak": round(flops * rate / peak, 3),
                 "operations": len(operations_around(one.run.optimizer, one.run.closure, 12)) if one else "",
                 "extra_copies": round(one.extra_copies(), 2) if one else "",
                 **measure.where(device),

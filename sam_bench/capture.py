@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam_bench.errors import SettingError, reason
 from sam_bench.optim import Descent
 
 Result = tuple[Tensor, ...]
@@ -30,8 +31,9 @@ class CapturedStep:
     def __init__(self, optimizer: Descent, work: Callable[[], Result], record: Record) -> None:
         self.optimizer, self.work, self.record = optimizer, work, record
         self.seen: Counter[Hashable] = Counter()
-        # schedulers warn where nobody called the `step` that they patched
-        optimizer._opt_called = True  # type: ignore[attr-defined]
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers warn where nobody called `step`
+        base: Any = optimizer.innermost
+        base._warned_capturable_if_run_uncaptured = True  # it warns in the warm-up
         self.recorded: dict[Hashable, tuple[Result, Callable[[], None], dict[str, float]]] = {}
         for group in optimizer.param_groups:
             device = group["params"][0].device
@@ -63,9 +65,14 @@ class CapturedStep:
 
 
 def is_capturable(optimizer: Descent) -> bool:
-    """Whether its base keeps all that changes from step to step on the device."""
+    """Whether its base keeps all that changes from step to step on the device: of torch's own, those that say so.
+
+    SGD reads a learning rate that is a tensor on the device only where it is fused.
+    """
     base: Any = optimizer.innermost
-    return isinstance(base, torch.optim.SGD) or "capturable" in base.defaults
+    if isinstance(base, torch.optim.SGD):
+        return all(group["fused"] for group in base.param_groups)
+    return type(base).__module__.startswith("torch.optim.") and "capturable" in base.defaults
 
 
 def cuda_graph(stream: torch.cuda.Stream) -> Record:
@@ -74,8 +81,14 @@ def cuda_graph(stream: torch.cuda.Stream) -> Record:
 
     def record(work: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            result = work()
+        try:
+            # thread_local: the threads of a loader go on allocating meanwhile
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                result = work()
+        except RuntimeError as error:
+            raise SettingError(
+                f"trainer.cuda_graphs: this step cannot be captured ({reason(error)}); choose false"
+            ) from error
         graph.replay()  # capturing it ran nothing
         return result, graph.replay
 

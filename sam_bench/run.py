@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Run:
         self.result: dict[str, Any] | None = None
         # of its own, so that several seeds run side by side
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.random_state: torch.Generator | None = None
 
     @property
     def epoch(self) -> int:
@@ -86,15 +87,34 @@ class Run:
     def prepare(self, compiled: bool, captured: bool, compile_seconds: float) -> None:
         """Choose how a step is made: as it is written, compiled, captured. After `resume`, before the first step."""
         self.compile_seconds = compile_seconds
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which made model and data
         if compiled:
             self.closure.compile()
         self.captured = (
             CapturedStep(self.optimizer, self.work, cuda_graph(self.stream)) if captured and self.stream else None
         )
 
-    def on_stream(self) -> AbstractContextManager[Any]:
-        """Within: this run's own queue of the device."""
-        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """Within: this run's own queue of the device, and its own place in the device's random numbers.
+
+        A graph reads its seed from the state of the generator that it was captured with; graphs of several seeds that
+        run at once must not share one.
+        """
+        if self.stream is None:
+            yield
+            return
+        generator = torch.cuda.default_generators[self.stream.device.index]
+        before = generator.graphsafe_get_state()
+        if self.random_state is None:
+            self.random_state = before.clone_state()
+        generator.graphsafe_set_state(self.random_state)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            generator.graphsafe_set_state(before)
 
     def start(self) -> None:
         """Begin an epoch."""
@@ -105,9 +125,9 @@ class Run:
 
     def step(self, step: int) -> None:
         """One step of the epoch. Nothing in it waits for the device."""
+        self.dataset.fetch()
         # all that is random in a step, dropout and the like, follows from (seed, step), whatever runs beside it
         torch.manual_seed(derived_seed("dropout", self.settings.seed, self.epoch * self.steps_per_epoch + step))
-        self.dataset.fetch()
         if self.captured:
             loss, correct = self.captured()
         else:

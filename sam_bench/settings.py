@@ -188,6 +188,12 @@ class Settings(Strict):
     trainer: TrainerSettings
     logger: LoggerSettings
 
+    @model_validator(mode="after")
+    def _last_seed(self) -> Self:
+        if self.seed + self.trainer.seeds > 2**31:
+            raise ValueError(f"seed={self.seed}: with trainer.seeds={self.trainer.seeds} the last is not below 2**31")
+        return self
+
     @classmethod
     def of(cls, config: DictConfig) -> "Settings":
         """Check a composed configuration.

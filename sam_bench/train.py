@@ -133,6 +133,9 @@ def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool
         testing = (time.perf_counter() - start) * dataset.test_size / trainer.batch_size * trainer.epochs
         compiled = trainer.compile is True or (trainer.compile == "auto" and compilation_pays(run, probe))
         if compiled:
+            # a compilation of another run of the process would count against the limit of variants of one function, or
+            # make this one a compilation for all sizes: other bits than those of a process of its own
+            torch._dynamo.reset()
             probe.compile()
             # with the sharpness-aware step, since a compilation knows one of the two modes of BatchNorm
             compile_seconds = seconds(probe.optimizer.inner if isinstance(probe.optimizer, RST) else probe.optimizer)

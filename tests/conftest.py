@@ -5,6 +5,7 @@ import torch
 
 # make test DEVICE=cuda runs on the GPU what the tests below run on the CPU
 DEVICE = os.environ.get("SAM_BENCH_TEST_DEVICE", "cpu")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
 
 
 @pytest.fixture

@@ -5,12 +5,15 @@ very tensors and numbers that it was given, and plays them again. So whatever a 
 its device part is frozen in it, as in a graph.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sam_bench.capture import WARM_UP, CapturedStep, cuda_graph, is_capturable
+from sam_bench.device import wait_for
 from sam_bench.optim import GRST, SAM, Descent
 from sam_bench.run import Run
 from sam_bench.schedules import Linear
@@ -50,8 +53,13 @@ def record(work):
     return result, tape.replay
 
 
-def recorder(device):
-    return cuda_graph(torch.cuda.current_stream()) if device.type == "cuda" else record
+def recorder(device, stream=None):
+    return cuda_graph(stream or torch.cuda.current_stream()) if device.type == "cuda" else record
+
+
+def side_stream(device):
+    """A graph cannot be captured on the default stream."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
 # fused, they read learning rate and step count from tensors on a CPU too
@@ -89,15 +97,16 @@ def test_replayed_steps_give_the_bits_of_written_ones(name, base, device):
     def work():
         return (replayed.update(q.closure(replayed)),)
 
-    captured = CapturedStep(replayed, work, recorder(device))
-    for t in range(TOTAL):
-        for at, value in zip(batch, (p.images[t % len(p.images)], p.labels[t % len(p.labels)]), strict=True):
-            at.copy_(value)
-        (loss,) = captured()
-        assert torch.equal(loss, written.step(p.closure(written, t)))
-        for scheduler in (written_scheduler, replayed_scheduler):
-            scheduler.step()
-        assert same(weights(p), weights(q)), f"step {t}"
+    with side_stream(device):
+        captured = CapturedStep(replayed, work, recorder(device))
+        for t in range(TOTAL):
+            for at, value in zip(batch, (p.images[t % len(p.images)], p.labels[t % len(p.labels)]), strict=True):
+                at.copy_(value)
+            (loss,) = captured()
+            assert torch.equal(loss, written.step(p.closure(written, t)))
+            for scheduler in (written_scheduler, replayed_scheduler):
+                scheduler.step()
+            assert same(weights(p), weights(q)), f"step {t}"
     assert replayed.counts == written.counts
     assert replayed.state_dict()[type(replayed).__name__] == written.state_dict()[type(written).__name__]
     kinds = 2 if "rst" in name else 1
@@ -117,12 +126,14 @@ def test_a_replayed_run_gives_the_bits_of_a_written_one(dataset, device):
             group["lr"] = torch.tensor(group["lr"], device=device)
         one.prepare(False, False, 0.0)
         if captured:
-            one.captured = CapturedStep(one.optimizer, one.work, recorder(device))
+            one.captured = CapturedStep(one.optimizer, one.work, recorder(device, one.stream))
         for epoch in range(2):
             one.rows = [{}] * epoch
-            one.start()
-            for step in range(one.steps_per_epoch):
-                one.step(step)
+            with one.on_stream():
+                one.start()
+                for step in range(one.steps_per_epoch):
+                    one.step(step)
+        wait_for(device)
         results.append([*one.model.state_dict().values(), one.losses, one.correct])
         if captured:
             assert len(one.captured.recorded) == 2
@@ -131,7 +142,8 @@ def test_a_replayed_run_gives_the_bits_of_a_written_one(dataset, device):
 
 def test_only_a_base_that_keeps_its_numbers_on_the_device_is_captured():
     p = problem(torch.device("cpu"))
-    assert is_capturable(Descent(sgd(p.model)))
+    assert is_capturable(Descent(fused_sgd(p.model)))
+    assert not is_capturable(Descent(sgd(p.model)))
     assert is_capturable(SAM(adamw(p.model)))
     from timm.optim import create_optimizer_v2
 

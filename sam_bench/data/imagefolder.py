@@ -64,19 +64,21 @@ class ImageFolderData:
         )
 
     def start(self, epoch: int) -> None:
-        """Start the workers; they, and without them the transforms, follow the global generators."""
-        seed = derived_seed("augmentation", self.seed, epoch)
+        """The workers start with the first batch."""
+        self.batches, self.next = iter(self.train_loader), epoch * self.steps_per_epoch
+
+    def fetch(self) -> None:
+        """Take what the workers have ready; they, and without them the transforms, follow the global generators."""
+        seed = derived_seed("augmentation", self.seed, self.next)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-        self.batches = iter(self.train_loader)
-
-    def fetch(self) -> None:
-        """Take what the workers have ready."""
+        self.next += 1
         images, labels = next(self.batches)
         if self.fetched and self.device.type == "cuda":
             for at, new in zip(self.fetched, (images, labels), strict=True):  # where a captured step reads
                 at.copy_(new)
+                new.record_stream(torch.cuda.current_stream())  # the loader's own stream made it
         else:
             self.fetched = images, labels
 

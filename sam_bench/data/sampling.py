@@ -8,12 +8,12 @@ from torch import Tensor
 from sam_bench.errors import SettingError
 
 
-def derived_seed(purpose: str, seed: int, epoch: int = 0) -> int:
-    """A seed for one purpose in one epoch, unlike all others.
+def derived_seed(purpose: str, seed: int, moment: int = 0) -> int:
+    """A seed for one purpose in one epoch or step, unlike all others.
 
     Since whatever is random follows from it, no generator's state need be kept for an exact resume.
     """
-    return int.from_bytes(hashlib.sha256(f"{purpose} {seed} {epoch}".encode()).digest()[:6])
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed} {moment}".encode()).digest()[:6])
 
 
 def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
