@@ -13,7 +13,7 @@ demo: $(READY)
 test: lint
 	SAM_BENCH_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest
 
-# speed tables and plots into benchmarks/results/DEVICE: some ten minutes on a CPU, fifteen on a GPU
+# speed tables and plots into benchmarks/results/DEVICE: a quarter of an hour on two CPU cores
 RESULTS := benchmarks/results/$(DEVICE)
 FAST := trainer.device=cuda trainer.precision=bf16 trainer.deterministic=false
 bench: bench-$(DEVICE)

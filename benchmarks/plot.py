@@ -57,7 +57,7 @@ def scaling(path: Path, out: Path) -> None:
         panel.set_xlabel(axis)
         panel.set_ylim(0, 1.5)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("step time over SGD's, over propagations")
+    panels[0][0].set_ylabel("time over SGD's, over count")
     panels[0][0].legend()
     figure.savefig(out, dpi=110)
     print(f"-> {out}")

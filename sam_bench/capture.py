@@ -32,8 +32,6 @@ class CapturedStep:
         self.optimizer, self.work, self.record = optimizer, work, record
         self.seen: Counter[Hashable] = Counter()
         optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers warn where nobody called `step`
-        base: Any = optimizer.innermost
-        base._warned_capturable_if_run_uncaptured = True  # it warns in the warm-up
         self.recorded: dict[Hashable, tuple[Result, Callable[[], None], dict[str, float]]] = {}
         for group in optimizer.param_groups:
             device = group["params"][0].device

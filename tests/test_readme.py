@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import plot
 from sam_bench import report
 from tests.command import settings
 from tests.optim.methods import problem, sgd
@@ -54,3 +55,25 @@ def test_every_registered_method_is_in_the_table():
 
     for name in METHODS:
         assert f"`{name}`" in README
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("name", ["step-small_resnet", "ladder", "scaling", "startup", "seeds", "loader"])
+def test_the_speed_tables_are_the_committed_measurements(name):
+    page = (REPOSITORY / "benchmarks" / "README.md").read_text()
+    lines = [cells(line) for line in page.splitlines() if line.startswith("|")]
+    for row in plot.read(REPOSITORY / "benchmarks" / "results" / "cpu" / f"{name}.csv"):
+        assert any(len(line) > 1 and set(line) <= set(row.values()) for line in lines), row
+
+
+def test_the_speed_table_of_the_readme_is_that_of_the_bench():
+    rows = plot.read(REPOSITORY / "benchmarks" / "results" / "cpu" / "step-small_resnet.csv")
+    section = README.split("## Speed")[1].split("\n## ")[0]
+    lines = [cells(line) for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert line[0] == row["optimizer"]
+        assert set(line) <= set(row.values())
