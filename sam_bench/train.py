@@ -111,8 +111,10 @@ def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool
     trainer, dataset, device = settings.trainer, run.dataset, run.device
     expected = run.optimizer.expected_propagations_per_step
     probe, best, compile_seconds = copy.deepcopy(run.closure), math.inf, 0.0
-    shape = (trainer.batch_size, dataset.channels, dataset.image_size, dataset.image_size)
-    images, labels = torch.ones(shape, device=device), torch.full(shape[:1], dataset.classes - 1, device=device)
+    # as the data set's own lie in memory, which a compilation depends on
+    shape = (trainer.batch_size, dataset.image_size, dataset.image_size, dataset.channels)
+    images = torch.ones(shape, device=device).permute(0, 3, 1, 2)
+    labels = torch.full(shape[:1], dataset.classes - 1, device=device)
 
     def seconds(optimizer: Descent) -> float:
         start = time.perf_counter()
@@ -136,6 +138,7 @@ def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool
             # a compilation of another run of the process would count against the limit of variants of one function, or
             # make this one a compilation for all sizes: other bits than those of a process of its own
             torch._dynamo.reset()
+            probe.model.train()
             probe.compile()
             # with the sharpness-aware step, since a compilation knows one of the two modes of BatchNorm
             compile_seconds = seconds(probe.optimizer.inner if isinstance(probe.optimizer, RST) else probe.optimizer)

@@ -17,6 +17,7 @@ from sam_bench.device import wait_for
 from sam_bench.optim import GRST, SAM, Descent
 from sam_bench.run import Run
 from sam_bench.schedules import Linear
+from sam_bench.train import train
 from tests.command import TINY, settings
 from tests.optim.methods import BUILD, NAMES, TOTAL, adamw, problem, same, sgd, weights
 
@@ -194,6 +195,13 @@ def test_a_compiled_closure_gives_what_the_written_one_gives(device):
         assert losses[True, seed] == pytest.approx(losses[False, seed], rel=1e-3, abs=1e-5)
         assert losses[True, seed] != losses[False, seed], "nothing was compiled"
     assert graphs == [0, 0, 2, 0]
+
+
+def test_a_compiled_training_compiles_before_its_clock_starts(tmp_path):
+    torch._dynamo.utils.counters.clear()
+    (result,) = train(settings(*TINY, "optimizer=rst", "trainer.compile=true", f"runs={tmp_path}").each_seed())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the two modes of BatchNorm, once each
+    assert result["compile_seconds"] > result["seconds"] > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has something to wait for")
