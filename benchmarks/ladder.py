@@ -1,11 +1,9 @@
 """From the plain loop to ours, one change a rung, and what each is worth: SGD's images per second."""
 
-import argparse
 import statistics
-from pathlib import Path
 
 from benchmarks import measure
-from benchmarks.contenders import Contender, Ours, Plain, settings_of
+from benchmarks.contenders import Contender, Ours, Plain
 from sam_bench import device as devices
 
 WORKERS = "2 workers in the loader"
@@ -23,14 +21,10 @@ RUNGS: dict[str, list[str]] = {
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__)
+    parser = measure.options("ladder", __doc__, rounds=8, steps=8)
     parser.add_argument("--model", default="small_resnet")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the rungs before the last")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=8, help="a round")
-    parser.add_argument("--out", type=Path, default=Path("ladder.csv"))
-    parser.add_argument("overrides", nargs="*", help="settings of the last rung, as for python -m sam_bench")
     args = parser.parse_intermixed_args()
 
     device = devices.pick(args.device)
@@ -46,13 +40,13 @@ def main() -> None:
         contenders[rung] = plain[-1]
     of_ours = [f"model={args.model}", "optimizer=sgd", f"trainer.device={args.device}"]
     of_ours += ["trainer.deterministic=false", f"trainer.precision={args.precision}", *args.overrides]
-    ours = " ".join(["sam_bench", *args.overrides])
-    contenders[ours] = Ours(*of_ours)
+    ours, run_of_ours = " ".join(["sam_bench", *args.overrides]), Ours(*of_ours)
+    contenders[ours] = run_of_ours
 
     times = measure.side_by_side(contenders, args.rounds, args.steps)
     for process in plain:
         process.close()
-    batch_size = settings_of(*of_ours).trainer.batch_size
+    batch_size = run_of_ours.run.settings.trainer.batch_size
     first, before, rows = times["plain loop"][0], times["plain loop"][0], []
     for rung, (seconds, _) in times.items():
         rows.append(

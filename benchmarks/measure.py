@@ -1,5 +1,6 @@
 """Timing side by side, and what all tables say of where they were made."""
 
+import argparse
 import csv
 import datetime
 import math
@@ -21,6 +22,16 @@ from sam_bench import device as devices
 WARM_UP = 24 if torch.cuda.is_available() else 4
 
 SETTLE = 0.2  # seconds: workers of a loader fill their queues, threads that spin go to sleep
+
+
+def options(table: str, doc: str | None, rounds: int, steps: int) -> argparse.ArgumentParser:
+    """The options of every table that is timed side by side."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{table}", description=doc)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--steps", type=int, default=steps, help="a round")
+    parser.add_argument("--out", type=Path, default=Path(f"{table}.csv"))
+    parser.add_argument("overrides", nargs="*", help="settings as for python -m sam_bench: model=resnet18 ...")
+    return parser
 
 
 def side_by_side(

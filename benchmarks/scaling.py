@@ -1,8 +1,6 @@
 """How the cost of a step, and SAM's and RST's over what they count, grow with width, depth, batch and data."""
 
-import argparse
 import statistics
-from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.contenders import Ours
@@ -28,12 +26,8 @@ OPTIMIZERS = ("sgd", "sam", "rst")
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser = measure.options("scaling", __doc__, rounds=5, steps=3)
     parser.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="a round")
-    parser.add_argument("--out", type=Path, default=Path("scaling.csv"))
-    parser.add_argument("overrides", nargs="*", help="settings as for python -m sam_bench")
     args = parser.parse_intermixed_args()
 
     rows = []

@@ -1,9 +1,7 @@
 """Several seeds side by side in one process, as `trainer.seeds` trains them: images per second together."""
 
-import argparse
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.contenders import Ours
@@ -30,13 +28,9 @@ class Together:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__)
+    parser = measure.options("seeds", __doc__, rounds=5, steps=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--models", nargs="+", default=["small_resnet", "resnet18"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="a round")
-    parser.add_argument("--out", type=Path, default=Path("seeds.csv"))
-    parser.add_argument("overrides", nargs="*", help="settings as for python -m sam_bench")
     args = parser.parse_intermixed_args()
 
     rows = []

@@ -1,8 +1,6 @@
 """The step of every registered optimizer, beside SGD's, the plain loop's and another package's SAM in our loop."""
 
-import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,13 +49,9 @@ def operations_around(optimizer: torch.optim.Optimizer, closure: Any, steps: int
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser = measure.options("step", __doc__, rounds=10, steps=8)
     parser.add_argument("--optimizers", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=8, help="a round")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="of the plain loop, one each")
-    parser.add_argument("--out", type=Path, default=Path("step.csv"))
-    parser.add_argument("overrides", nargs="*", help="settings as for python -m sam_bench: model=resnet18 ...")
     args = parser.parse_intermixed_args()
 
     names = ["sgd", *(name for name in args.optimizers if name != "sgd")]

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sam_bench.optim import Descent
 from sam_bench.settings import TrainerSettings
@@ -72,6 +71,8 @@ class Closure:
 
     def flops(self) -> int:
         """Floating-point operations of the matrix products and convolutions of one call, which this makes."""
+        from torch.utils.flop_counter import FlopCounterMode  # a seventh of a second, and few ask
+
         with FlopCounterMode(display=False) as counter:
             self()
         return counter.get_total_flops()

@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device, trainer = settings, device, settings.trainer
-        results.git_commit()
+        results.git_commit()  # which it keeps: at the end of a long training the files may be others
         self.dataset = data.create(settings.dataset, trainer.batch_size, device, settings.seed)
         self.steps_per_epoch = self.dataset.steps_per_epoch
         self.steps = trainer.epochs * self.steps_per_epoch
