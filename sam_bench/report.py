@@ -26,18 +26,21 @@ def collect(folders: list[Path]) -> list[list[dict[str, Any]]]:
     """The results under `folders`, those of one setting on one kind of device together.
 
     Raises:
-        SettingError: a folder has none, or a broken one.
+        SettingError: a folder has none, or a broken one, or two have the same seed of the same setting.
 
     """
-    cells: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    cells: dict[tuple[str, ...], dict[int, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
     for folder in folders:
         paths = sorted(folder.rglob("result.json"))
         if not paths:
             raise SettingError(f"{folder}: no finished run in it (a folder with result.json)")
         for path in paths:
             if result := results.read(path.parent):
-                cells[result["config_hash"], result["device"]].append(result)
-    return list(cells.values())
+                seeds = cells[result["config_hash"], result["device"]]
+                before, _ = seeds.setdefault(result["seed"], (path, result))
+                if before.resolve() != path.resolve():
+                    raise SettingError(f"{path}: is the same setting and seed as {before}; give one of the two folders")
+    return [[result for _, result in seeds.values()] for seeds in cells.values()]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -46,6 +49,19 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
+
+
+def varied(mine: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
+    """What tells a row from others: the settings that one of them has different or, in a group of one name, not at all.
+
+    The settings of groups with different names, two schedules say, are no answers to the same question.
+    """
+
+    def differs(key: str, other: dict[str, Any]) -> bool:
+        name = f"{key.rpartition('.')[0]}.name"
+        return mine[key] != other.get(key) and (key == name or mine.get(name) == other.get(name))
+
+    return [key for key in mine if key not in NAMED and any(differs(key, other) for other in others)]
 
 
 def mean_and_deviation(values: list[float], digits: int) -> str:
@@ -57,25 +73,28 @@ def mean_and_deviation(values: list[float], digits: int) -> str:
 def table(cells: list[list[dict[str, Any]]]) -> str:
     """Markdown, in the order of the data sets, models and costs."""
 
+    def kind(run: dict[str, Any]) -> tuple[str, ...]:
+        return run["dataset"], run["model"], run["optimizer"]
+
     def order(runs: list[dict[str, Any]]) -> tuple[Any, ...]:
         first = runs[0]
         cost = statistics.mean(run["propagations_per_step"] + run["forwards_per_step"] / 3 for run in runs)
         return first["dataset"], first["model"], round(cost, 1), first["optimizer"]
 
     lines = [f"| {COLUMNS} |", "|" + " --- |" * len(COLUMNS.split("|"))]
-    settings = [flat(runs[0]["config"]) for runs in cells]
+    comparable: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for runs in cells:
+        comparable[kind(runs[0])].append(flat(runs[0]["config"]))
     for runs in sorted(cells, key=order):
         first = runs[0]
         forwards = [run["forwards_per_step"] for run in runs]
-        # what tells this row from another one of the same optimizer
         mine = flat(first["config"])
-        alike = [other for other in settings if other["optimizer.name"] == mine["optimizer.name"]]
-        varied = [k for k in mine if k not in NAMED and any(other.get(k, mine[k]) != mine[k] for other in alike)]
+        differing = [f"{key}={mine[key]}" for key in varied(mine, comparable[kind(first)])]
         cells_of_row = [
             f"{first['dataset']}, {first['train_images']:,} images",
             first["model"],
             first["optimizer"],
-            " ".join(filter(None, [first["schedule"], *(f"{key}={mine[key]}" for key in varied)])),
+            " ".join(filter(None, [first["schedule"], *differing])),
             str(first["epochs"]),
             str(len(runs)),
             mean_and_deviation([100 * run["test_accuracy"] for run in runs], 2),

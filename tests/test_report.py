@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -22,6 +23,38 @@ def test_a_sweep_over_a_setting_says_which_row_is_which(command):
     command("-m", *TINY, "optimizer=sam", "optimizer.rho=0.05,0.1", "trainer.epochs=1")
     *_, one, other = report.table(report.collect([command.runs])).splitlines()
     assert sorted(row.split("|")[4].strip() for row in (one, other)) == ["optimizer.rho=0.05", "optimizer.rho=0.1"]
+
+
+def column(rows, number):
+    return sorted(row.split("|")[number].strip() for row in rows)
+
+
+def test_rows_are_told_apart_within_one_data_set_and_model_alone(command):
+    command("-m", *TINY, "optimizer=sam", "dataset.padding=1", "trainer.epochs=1")
+    command("-m", *TINY, "optimizer=sam", "model=wrn16_4", "dataset.padding=2", "trainer.epochs=1")
+    *_, one, other = report.table(report.collect([command.runs])).splitlines()
+    assert column((one, other), 4) == ["", ""]
+
+
+def test_a_setting_that_only_one_row_has_is_shown(command):
+    command(*TINY, "optimizer=sgd", "model=vit_tiny", "trainer.epochs=1")
+    command(*TINY, "optimizer=sgd", "model=vit_tiny", "trainer.epochs=1", "+model.kwargs.drop_rate=0.1")
+    *_, one, other = report.table(report.collect([command.runs])).splitlines()
+    assert column((one, other), 4) == ["", "model.kwargs.drop_rate=0.1"]
+
+
+def test_an_inner_method_is_named_and_not_all_of_its_settings(command):
+    command("-m", *TINY, "optimizer=rst", "optimizer/inner=sam,asam", "trainer.epochs=1")
+    *_, one, other = report.table(report.collect([command.runs])).splitlines()
+    assert column((one, other), 4) == ["linear optimizer.inner.name=asam", "linear optimizer.inner.name=sam"]
+
+
+def test_a_seed_that_is_there_twice_is_refused(command, tmp_path):
+    command(*TINY, "trainer.epochs=1")
+    shutil.copytree(command.runs, tmp_path / "copy")
+    with pytest.raises(SettingError, match="is the same setting and seed as"):
+        report.collect([command.runs, tmp_path / "copy"])
+    assert len(report.collect([command.runs, command.runs])[0]) == 1  # the same folder twice is no second run
 
 
 def test_devices_are_not_mixed(command):
