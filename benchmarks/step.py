@@ -19,7 +19,7 @@ EXTRA = {
     "saf": ["optimizer.start_epochs=0"],
     "mesa": ["optimizer.start_epochs=0"],
     "vsam": ["optimizer.sam_epochs=0"],
-    "late_sam": ["optimizer.schedule.a=1", "optimizer.schedule.b=1"],  # its last epochs
+    "late_sam": ["optimizer.schedule.b=0"],  # its last epochs
 }
 
 

@@ -40,6 +40,7 @@ class CapturedStep:
             if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
 
+    @torch.no_grad()  # as `step` of an optimizer has it; the closure switches gradients on
     def __call__(self) -> Result:
         """One step."""
         optimizer = self.optimizer

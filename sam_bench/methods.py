@@ -260,7 +260,7 @@ METHODS: dict[str, Method] = {
         "Mi et al., arXiv 2210.05177, 2306.17504",
         "inner",
         {**SPARSE, "samples": PositiveInt},
-        cost="2",
+        cost="2, + samples/batch at a new mask",
         memory="2",
         state="1 (the mask)",
         defaults="the authors' code, CIFAR-10; samples: within their range",
@@ -348,7 +348,7 @@ def catalogue(conf: Path) -> str:
         own = yaml.safe_load((conf / "optimizer" / f"{name}.yaml").read_text())
         defaults = {key: value for key, value in own.items() if key in method.settings}
         if "schedule" in own:
-            defaults |= {f"schedule.{key}": value for key, value in own["schedule"].items()}
+            defaults |= {f"optimizer.schedule.{key}": value for key, value in own["schedule"].items()}
         cells = [
             f"`{name}`",
             method.paper,

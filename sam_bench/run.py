@@ -233,8 +233,8 @@ class Run:
         """
         folder = self.settings.folder
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        # weights and state, old and new
-        need = 6 * sum(p.numel() * p.element_size() for p in self.model.parameters())
+        # weights and up to four copies of state (AdamW's, the mean of a method's), old and new
+        need = 10 * sum(p.numel() * p.element_size() for p in self.model.parameters())
         free = shutil.disk_usage(existing).free
         if free < need:
             raise SettingError(f"runs={folder}: {free / 2**20:.1f} MiB free, checkpoints need {need / 2**20:.1f} MiB")
@@ -280,7 +280,8 @@ def create_optimizer(settings: Settings, model: nn.Module, dataset: data.Data) -
         trainer.epochs,
         dataset.steps_per_epoch,
         settings.seed,
-        dataset.train_size,
+        dataset.train_size if dataset.knows_examples else None,
+        trainer.batch_size,
         lambda n, seed: dataset.sample(n, seed),  # a copy of the optimizer copies no data set with it
     )
     optimizer = optim.create(wanted, settings.schedule, groups, training)

@@ -113,6 +113,7 @@ def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool
     """
     trainer, dataset, device = settings.trainer, run.dataset, run.device
     expected = run.optimizer.expected_propagations_per_step
+    cost = expected + run.optimizer.expected_forwards_per_step / 3
     probe, best, compile_seconds = copy.deepcopy(run.closure), math.inf, 0.0
     optimizer: Any = probe.optimizer
     if isinstance(optimizer, RST):
@@ -136,12 +137,12 @@ def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool
         for step in (0, run.steps - 1, run.steps - 1, run.steps - 1):
             before = optimizer.propagations + optimizer.forwards / 3
             best = min(best, seconds(step) / (optimizer.propagations + optimizer.forwards / 3 - before))
-            if step and best * run.steps * expected < 10:
+            if step and best * run.steps * cost < 10:
                 break  # too short a training to look closer
         start = time.perf_counter()
         evaluate(probe.model, [(images, labels)], trainer.precision == "bf16")
         testing = (time.perf_counter() - start) * dataset.test_size / trainer.batch_size * trainer.epochs
-        compiled = compiles(settings, run, probe)
+        compiled = compiles(settings, run, probe, cost)
         if compiled:
             # a compilation of another run of the process would count against the limit of variants of one function, or
             # make this one a compilation for all sizes: other bits than those of a process of its own
@@ -157,13 +158,13 @@ def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool
     how = f", compiled in {compile_seconds:.0f} s" if compiled else ""
     print(
         f"{run.steps} steps of {trainer.batch_size} images, {expected:.4f} propagations a step expected: "
-        f"about {best * run.steps * expected * seeds:.0f} s of training and {testing * seeds:.0f} s of testing "
+        f"about {best * run.steps * cost * seeds:.0f} s of training and {testing * seeds:.0f} s of testing "
         f"in all on {device}{how}"
     )
     return compiled, compile_seconds
 
 
-def compiles(settings: Settings, run: Run, probe: Closure) -> bool:
+def compiles(settings: Settings, run: Run, probe: Closure, cost: float) -> bool:
     """Whether the closure is compiled: `trainer.compile`; auto: on a GPU, where it has more than COMPILE_FLOPS to do.
 
     A function of the settings and not of a clock, so that a resumed run chooses the same. On a CPU it takes longer to
@@ -181,6 +182,4 @@ def compiles(settings: Settings, run: Run, probe: Closure) -> bool:
         return False
     if wanted != "auto":
         return wanted
-    if run.device.type != "cuda":
-        return False
-    return probe.flops() * run.steps * run.optimizer.expected_propagations_per_step > COMPILE_FLOPS
+    return run.device.type == "cuda" and probe.flops() * run.steps * cost > COMPILE_FLOPS

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -236,3 +237,12 @@ def test_training_on_an_image_folder(image_folder, command):
     assert status == 0, err
     assert f"{image_folder.name}-small_resnet-rst-linear" in out
     assert "test accuracy (last epoch)  100.00%" in out
+
+
+@pytest.mark.parametrize("optimizer", [["optimizer=saf"], ["optimizer=rst", "optimizer/inner=ausam"]])
+def test_a_method_that_remembers_images_needs_to_know_them(image_folder, command, optimizer):
+    arguments = ["dataset=imagefolder", f"dataset.root={image_folder}", "dataset.workers=0", "dataset.image_size=32"]
+    status, _, err = command(*arguments, *optimizer, "logger=none", "trainer.batch_size=8")
+    assert status == 2
+    assert re.match(r"error: optimizer(/inner)?=\w+: keeps something of each training image.* choose dataset=", err)
+    assert not command.runs.exists()

@@ -43,7 +43,8 @@ class Training:
         epochs: how often the training set is seen.
         steps_per_epoch: steps in each.
         seed: of all that it draws.
-        train_size: examples of the training set.
+        train_size: examples of the training set; None: nobody says which of them a batch has.
+        batch_size: images of a step.
         sample: n and a seed -> so many training images (n, C, H, W) and classes (n,), on the device.
 
     """
@@ -53,6 +54,7 @@ class Training:
     steps_per_epoch: int
     seed: int = 0
     train_size: int | None = None
+    batch_size: int | None = None
     sample: Callable[[int, int], tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -60,11 +62,13 @@ class Training:
         """T."""
         return self.epochs * self.steps_per_epoch
 
-    def build(self, name: str, settings: dict[str, Any], *args: Any) -> Any:
+    def build(self, name: str, settings: dict[str, Any], *args: Any, group: str = "optimizer") -> Any:
         """The method that the registry has under `name`, with what it asks for; epochs become steps.
 
+        Errors name it by its `group`.
+
         Raises:
-            SettingError: it refuses a setting.
+            SettingError: it refuses a setting, or asks for what is not known.
 
         """
         cls: Any = __getattr__(METHODS[name].cls.split(".")[1])
@@ -74,10 +78,15 @@ class Training:
             if key not in asked and key.endswith("_epochs"):
                 key, value = key.removesuffix("_epochs") + "_steps", value * self.steps_per_epoch
             given[key] = value
+        if "train_size" in given and given["train_size"] is None:
+            raise SettingError(
+                f"{group}={name}: keeps something of each training image, and this data set does not say which ones "
+                "a batch has; choose dataset=digits, cifar10 or cifar100"
+            )
         try:
             return cls(*args, **given)
         except ValueError as error:
-            raise SettingError(f"optimizer={name}: {reason(error)}") from error
+            raise SettingError(f"{group}={name}: {reason(error)}") from error
 
 
 def arguments_of(cls: type) -> set[str]:
@@ -131,5 +140,5 @@ def create(
         return training.build(settings.name, settings.arguments(), base)
     assert settings.inner is not None
     assert schedule is not None
-    inner = training.build(settings.inner.name, settings.inner.arguments(), base)
+    inner = training.build(settings.inner.name, settings.inner.arguments(), base, group="optimizer/inner")
     return training.build(settings.name, settings.arguments(), inner, SCHEDULES[schedule.name](**schedule.arguments()))

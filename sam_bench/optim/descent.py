@@ -62,7 +62,7 @@ class Descent(Optimizer):
 
     Raises:
         TypeError: `base` is no optimizer.
-        ValueError: `base` needs the closure for itself (LBFGS).
+        ValueError: `base` needs the closure for itself (LBFGS, a method of this package).
 
     """
 
@@ -70,8 +70,13 @@ class Descent(Optimizer):
     capturable = True  # whether steps of one kind run the same device operations, with no look at their results
     compilable = True  # whether one compilation of the closure serves all its passes
     samplewise = False  # whether it needs a SampleClosure
+    wraps_methods = False  # whether its base is another method
 
     def __init__(self, base: Optimizer, model: nn.Module | None = None) -> None:
+        if isinstance(base, Descent) and not self.wraps_methods:
+            raise ValueError(
+                f"Invalid base: {type(base).__name__} is a method itself (give it an optimizer of torch or timm)"
+            )
         if not isinstance(base, Optimizer):
             raise TypeError(f"Invalid base: {type(base).__name__} (a ready optimizer, such as SGD(parameters, lr=0.1))")
         if isinstance(base, torch.optim.LBFGS):
@@ -268,6 +273,11 @@ class Descent(Optimizer):
         return 1.0
 
     @property
+    def expected_forwards_per_step(self) -> float:
+        """The same of `forwards`."""
+        return 0.0
+
+    @property
     def extra_bytes(self) -> int:
         """What it keeps beside weights, gradients and the state of the base: buffers and its own state."""
         kept = [t for each in (self._scratch, self._memory) for buffers in each.values() for t in buffers.values()]
@@ -358,7 +368,8 @@ def require(
 ) -> None:
     """Refuse a setting outside [low, high], or (above, high], NaN included, the way torch.optim words it."""
     if not (low if above is None else above) <= value <= high or value == above or math.isinf(value):
-        bounds = f"[{low}, {high}]" if above is None else f"({above}, {high}]"
+        bounds = f"[{low}, " if above is None else f"({above}, "
+        bounds += f"{high}]" if high < math.inf else "∞)"
         raise ValueError(f"Invalid {name}: {value} (a number in {bounds})")
 
 

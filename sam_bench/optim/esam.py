@@ -108,6 +108,11 @@ class ESAM(SAM):
         """The two passes."""
         return self.ascent_share + self.gamma
 
+    @property
+    def expected_forwards_per_step(self) -> float:
+        """The one that ranks, and where the first pass left samples out, that of those."""
+        return 2 - self.ascent_share if self.gamma < 1 else 0.0
+
     def own_state(self) -> dict[str, Any]:
         """With what has a gradient."""
         return {**super().own_state(), "reached": self.reached}

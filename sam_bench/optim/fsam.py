@@ -8,7 +8,8 @@ Li, Zhou, He, Cheng, Huang: Friendly Sharpness-Aware Minimization, arXiv 2403.12
     θ ← base step from θ along ∇L_B(θ + ε)
 
 Cost: SAM's. Memory: two copies (θ, m). State: m.
-Deviations: none.
+Deviations: m is that of before the step, as in the authors' code; the paper's text has the new one, which for σ = 1 is
+the same direction. Under RST, m moves in sharpness-aware steps alone.
 """
 
 import torch

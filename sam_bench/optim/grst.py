@@ -58,8 +58,10 @@ class GRST(RST):
         require("weight", 0.0 if weight is None else weight, low=0)
         require("gamma_max", gamma_max, low=0)
         super().__init__(inner, schedule, total_steps, seed, warmup_steps)
-        if not inner.whole_gradient:
-            raise ValueError(f"Invalid inner: {type(inner).__name__} (one whose first pass has every gradient: beta=1)")
+        if not isinstance(inner, SAM) or not inner.whole_gradient:
+            raise ValueError(
+                f"Invalid inner: {type(inner).__name__} (one with SAM's passes, the first of every gradient: beta=1)"
+            )
         inner.keeps_g = True
         self.gamma, self.weight, self.gamma_max, self.unit_norm = gamma, weight, gamma_max, unit_norm
         self.gamma_t: Tensor | None = None  # on the device, of the step that has begun, where it follows from w

@@ -23,7 +23,8 @@ class GSAM(SAM):
     """GSAM around `base`.
 
     Args:
-        base, model, ascent_share: see `SAM`. The first group's learning rate at this moment is lr_max.
+        base, model, ascent_share: see `SAM`. lr_max is the learning rate that the first group has at this moment or,
+            under a scheduler, started with.
         rho_min: ρ where the learning rate is 0, ≥ 0.
         rho_max: ρ where it is at its largest.
         alpha: α ≥ 0, how far to step against g⊥, which raises L where L(θ + ε) does not change.
@@ -46,7 +47,8 @@ class GSAM(SAM):
         require("alpha", alpha, low=0)
         super().__init__(base, rho_max, model, ascent_share)
         self.rho_min, self.rho_max, self.alpha = rho_min, rho_max, alpha
-        self.lr_max = float(base.param_groups[0]["lr"])
+        group = base.param_groups[0]
+        self.lr_max = float(group.get("initial_lr", group["lr"]))
         if rho_min != rho_max:
             require("lr", self.lr_max, above=0)
 

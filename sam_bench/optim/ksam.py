@@ -57,3 +57,8 @@ class KSAM(SAM):
     def expected_propagations_per_step(self) -> float:
         """The two passes."""
         return self.share * (1 + self.ascent_share)
+
+    @property
+    def expected_forwards_per_step(self) -> float:
+        """The one that finds the k."""
+        return float(self.share < 1)

@@ -78,8 +78,9 @@ class LookSAM(SAM):
         """With g in `.grad`, add α(‖g‖/‖g_v‖)g_v."""
         if self.alpha:
             params = self.params_with_grad()
-            grads, g_v = self.grads(params), self.memory("g_v", params)
-            part = torch._foreach_mul(g_v, self.alpha * get_total_norm(grads) / (get_total_norm(g_v) + TINY))
+            grads, g_v, part = self.grads(params), self.memory("g_v", params), self.scratch("theta", params)
+            torch._foreach_copy_(part, g_v)
+            torch._foreach_mul_(part, self.alpha * get_total_norm(grads) / (get_total_norm(g_v) + TINY))
             torch._foreach_add_(grads, part)
 
     def end(self) -> None:

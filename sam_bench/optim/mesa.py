@@ -8,7 +8,8 @@ Du, Zhou, Feng, Tan, Zhou: Sharpness-Aware Training for Free, arXiv 2205.14083.
 Cost: 1 propagation and one forward, of the averaged model in evaluation mode. Memory and state: one model (θ̄).
 Deviations: the factor τ² is that of the authors' code, which their λ belongs to; `tau_squared=False` leaves it out. The
 term starts with epoch E_start, counted from 0, theirs with the one after, and before it there is no forward of the
-averaged model. The loss returned is L_B alone.
+averaged model. The loss returned is L_B alone. Tested is the trained model, where the authors' script logs the averaged
+one's accuracy. δ is a number of steps (0.9998: 5,000), whatever the length of the training.
 """
 
 import copy
@@ -31,7 +32,7 @@ class MESA(Descent):
         lam: λ ≥ 0.
         tau: τ > 0, the temperature.
         tau_squared: whether the factor τ² is there.
-        decay: δ in [0, 1), of the average.
+        decay: δ in [0, 1], of the average.
         start_steps: E_start, in steps.
 
     Raises:
@@ -80,6 +81,11 @@ class MESA(Descent):
         self.counts["sharpness_aware_steps"] += 1
         self.evaluate(closure, model=self.average)
         return self.propagate(closure, term=toward(self.samples(closure).logits, self.tau, self.weight))
+
+    @property
+    def expected_forwards_per_step(self) -> float:
+        """Of a step with the term."""
+        return 1.0
 
     @property
     def extra_bytes(self) -> int:

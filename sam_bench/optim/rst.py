@@ -11,6 +11,8 @@ Both kinds of step share the learning rate and the base optimizer's state. Expec
 inner method of cost 2.
 Deviations: the draw at step t is a function of (seed, t) alone, so it is the same on every rank, known ahead of time
 and exact after a resume. No gradient clipping of its own (the authors clip at 5): see `trainer.clip`.
+
+Late SAM (Zhou et al., arXiv 2410.10373) is RST with p = 0, then 1: conf/optimizer/late_sam.yaml.
 """
 
 import random
@@ -34,6 +36,8 @@ class RST(Descent):
         warmup_steps: first steps without a sharpness-aware one.
 
     """
+
+    wraps_methods = True
 
     def __init__(
         self, inner: Descent, schedule: Schedule, total_steps: int, seed: int = 0, warmup_steps: int = 0
@@ -97,8 +101,17 @@ class RST(Descent):
     @property
     def expected_propagations_per_step(self) -> float:
         """η = 1 + (c - 1)(1/T) Σ p(t/T), with c the cost of the inner method."""
-        mean_p = sum(map(self.p, range(self.total_steps))) / self.total_steps
-        return 1 + (self.inner.expected_propagations_per_step - 1) * mean_p
+        return 1 + (self.inner.expected_propagations_per_step - 1) * self.mean_p
+
+    @property
+    def expected_forwards_per_step(self) -> float:
+        """Those of the inner method's steps."""
+        return self.inner.expected_forwards_per_step * self.mean_p
+
+    @property
+    def mean_p(self) -> float:
+        """(1/T) Σ p(t/T)."""
+        return sum(map(self.p, range(self.total_steps))) / self.total_steps
 
     @property
     def extra_bytes(self) -> int:

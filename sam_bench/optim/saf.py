@@ -8,7 +8,8 @@ Du, Zhou, Feng, Tan, Zhou: Sharpness-Aware Training for Free, arXiv 2205.14083.
 Cost: 1 propagation. Memory: Ẽ logits a class and an example of the training set, all of it state; no copy of weights.
 Deviations: the factor τ² is that of the authors' code, which their λ belongs to; `tau_squared=False` leaves it out. The
 term starts with epoch E_start, counted from 0, theirs with the one after. An example that had no pass in that epoch
-(the last, incomplete batch is left out) has no term. The loss returned is L_B alone.
+(the last, incomplete batch is left out) has no term. The loss returned is L_B alone. Tested is the trained model, where
+the authors' script logs the accuracy of an averaged one.
 """
 
 from typing import Any

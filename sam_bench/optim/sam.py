@@ -13,6 +13,9 @@ compares g with gₛ (GSAM, LookSAM, G-RST) then compares two batches as well.
 
 Cost: 1 + ascent_share propagations. Memory: one copy of the weights (θ); ε takes the place of g.
 Deviations: none. A weight decay of the base optimizer stays out of ε; one in the loss enters it.
+
+AdaSAM (Sun et al., arXiv 2303.00565) is SAM over AMSGrad: conf/optimizer/adasam.yaml. Deviation: torch's AMSGrad, which
+corrects the bias of both means.
 """
 
 import torch
@@ -59,6 +62,9 @@ class SAM(Descent):
         if self.keeps_g:
             params = self.params_with_grad()
             torch._foreach_copy_(self.scratch("g", params), self.grads(params))
+            # a tensor that this pass left out may be in the second one
+            if rest := [p for p in self.params() if p.grad is None and p.requires_grad]:
+                torch._foreach_zero_(self.scratch("g", rest))
         return loss
 
     def second_pass(self, closure: Closure, part: Part | None = None) -> None:

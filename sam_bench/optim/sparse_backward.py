@@ -8,7 +8,7 @@ and their weights the gradient as ever. So the gradients of all but the last lay
 
 On an NVIDIA GPU of compute capability 8.0 or newer, in bf16, the product of a linear layer is a 2:4 sparse one where
 its sides are multiples of 64; there is no sparse convolution, whose products stay dense. `emulated` has dense products
-throughout, and so costs a little more than SAM.
+throughout, and so costs a little more than SAM. A convolution whose padding is a word ("same") stays as it is.
 """
 
 from typing import Any
@@ -39,6 +39,13 @@ def check_hardware(params: list[Tensor], pattern: str) -> None:
         )
 
 
+# what the functions that it takes the place of are given, in order
+ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    F.linear: ("input", "weight", "bias"),
+    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+}
+
+
 class SparseBackward(TorchFunctionMode):
     """Within: linear layers and convolutions whose weight has a mask go backward through the masked weight."""
 
@@ -49,18 +56,18 @@ class SparseBackward(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Take the place of `F.linear` and `F.conv2d`."""
         kwargs = kwargs or {}
-        if func not in (F.linear, F.conv2d) or len(args) < 2 or args[1] not in self.masks:
+        given = dict(zip(ARGUMENTS.get(func, ()), args, strict=False)) | kwargs
+        if func not in ARGUMENTS or given["weight"] not in self.masks or isinstance(given.get("padding"), str):
             return func(*args, **kwargs)
-        x, weight, bias = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias")
+        x, weight, bias = given["input"], given["weight"], given.get("bias")
         mask = self.masks[weight]
         if torch.is_autocast_enabled(x.device.type):  # it casts operations, not functions of our own
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
         if func is F.linear:
             return _Linear.apply(x, weight, bias, mask, self.form == "implicit")
-        given = list(args[3:])
-        stride, padding, dilation, groups = given + [1, 0, 1, 1][len(given) :]
-        return _Conv2d.apply(x, weight, bias, mask, _pair(stride), _pair(padding), _pair(dilation), groups)
+        how = [_pair(given.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        return _Conv2d.apply(x, weight, bias, mask, *how, given.get("groups", 1))
 
 
 def _pair(value: Any) -> list[int]:

@@ -90,7 +90,7 @@ class SSAM(SAM):
             new = masks.n_of_m(scores, self.n, self.m, self.dim)
         else:
             size = sum(p.numel() for p in params)
-            new = masks.highest(scores, self.pattern, size - round(self.sparsity * size))
+            new = masks.highest(scores, self.pattern, max(1, size - round(self.sparsity * size)))
         torch._foreach_copy_(self.memory("mask", params), new)
         self.period = self.t // self.update_steps
 

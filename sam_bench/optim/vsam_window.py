@@ -10,6 +10,7 @@ Deviations: where fewer steps were sampled, those there are are taken, and r = 0
 lists start with zeros, by which they divide).
 """
 
+import math
 import random
 import statistics
 from itertools import pairwise
@@ -29,7 +30,7 @@ class Window:
     Args:
         K: steps, ≥ 1.
         quota: m of the first window.
-        quota_max: its largest, as a share of K.
+        quota_max: its largest, as a share of K: one step at least.
         alphas: α₁, α₂ ≥ 0.
         seed: of the draws.
         device: of a and b.
@@ -46,7 +47,7 @@ class Window:
         device: torch.device,
     ) -> None:
         require("window", K, low=1)
-        require("quota_max", quota_max, above=0, high=1)
+        require("quota_max", quota_max, low=1 / K, high=1)
         self.K, self.m, self.m_max = K, float(quota), float(max(1, int(quota_max * K)))
         require("quota", quota, low=1, high=self.m_max)
         require("alpha_1", alphas[0], low=0)
@@ -97,5 +98,6 @@ def block_variance(values: list[float]) -> float:
 
 def relative_change(values: list[float]) -> float:
     """Mean of the changes from each value to the next over the former, in [-1, 1]; 0 where there is none."""
-    changes = [(new - old) / old for old, new in pairwise(values) if old]
+    # not those of a loss that is no longer finite, which the trainer finds at the end of the epoch
+    changes = [change for old, new in pairwise(values) if old and math.isfinite(change := (new - old) / old)]
     return min(max(statistics.fmean(changes), -1.0), 1.0) if changes else 0.0

@@ -68,7 +68,7 @@ class Sample:
 
 def training(model: nn.Module, shape: tuple[int, ...] = (1, 8, 8), seed: int = 3) -> Training:
     like = torch.empty_like(next(model.parameters())).detach()[:0]
-    return Training(model, 3, BATCHES, seed, BATCHES * BATCH, Sample(shape, like))
+    return Training(model, 3, BATCHES, seed, BATCHES * BATCH, None, Sample(shape, like))
 
 
 def build(

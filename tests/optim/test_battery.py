@@ -13,9 +13,11 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.step import operations_around
 from sam_bench.methods import METHODS
 from sam_bench.optim import RST
+from sam_bench.schedules import Constant
 from tests.optim.methods import (
     BASE,
     BATCH,
+    BATCHES,
     NAMES,
     TOTAL,
     UNDER_RST,
@@ -86,6 +88,23 @@ def test_forward_and_backward_passes_are_what_it_counts(name, device):
     if name in ("sam", "asam", "fsam", "vasso", "gsam", "adasam", "ssam_f", "ssam_d"):
         assert aware == TOTAL
         assert optimizer.propagations == 2 * TOTAL
+
+
+# those that choose by the gradient, or toss a coin: tests/optim/test_train.py has their ranges
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"aesam", "aelooksam", "vsam", "rst", "grst", "late_sam"}))
+def test_it_spends_what_it_expects(name, device):
+    p = problem(device)
+    optimizer = build(name, p.model, **{"mesa": {"start_epochs": 0}}.get(name, {}))
+    steps = 3 * BATCHES
+    for t in range(steps):
+        optimizer.step(p.closure(optimizer, t))
+    # to one step of a period, and a sample a pass
+    expected = pytest.approx(steps * optimizer.expected_propagations_per_step, abs=1 + steps / BATCH)
+    assert optimizer.propagations == expected
+    assert optimizer.forwards == steps * optimizer.expected_forwards_per_step
+    if METHODS[name].kind == "inner":
+        half = RST(optimizer, Constant(0.5), total_steps=steps)
+        assert half.expected_forwards_per_step == optimizer.expected_forwards_per_step / 2
 
 
 @everyone
@@ -394,6 +413,13 @@ def test_a_base_that_needs_the_closure_is_refused(name, device):
     model = problem(device).model
     with pytest.raises(ValueError, match="LBFGS evaluates the closure itself"):
         build(name, model, torch.optim.LBFGS(model.parameters()))
+
+
+@pytest.mark.parametrize("name", sorted(name for name in NAMES if METHODS[name].kind != "scheduled"))
+def test_a_base_that_is_a_method_is_refused(name, device):
+    model = problem(device).model
+    with pytest.raises(ValueError, match="Invalid base: SAM is a method itself"):
+        build(name, model, build("sam", model))
 
 
 @everyone

@@ -1,4 +1,4 @@
-"""methods.md, section 5: settings at which two methods are the same one, bit for bit."""
+"""Settings at which two methods are the same one, bit for bit."""
 
 import pytest
 import torch

@@ -18,6 +18,8 @@ from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from sam_bench.data.sampling import derived_seed
 from sam_bench.optim import GRST, RST, SAM, Descent
+from sam_bench.optim.sparse_backward import SparseBackward
+from sam_bench.optim.vsam_window import Window
 from sam_bench.schedules import Constant, Linear
 from tests.optim.methods import BATCH, BATCHES, TOTAL, Sample, build, problem
 
@@ -545,3 +547,67 @@ def test_the_sparse_backward(p, name):
         return net.gradient(b.x, b.y, [m * RHO / norm(g) * x for m, x in zip(masks, g, strict=True)])
 
     compare(p, optimizer, direction)
+
+
+@pytest.mark.parametrize(
+    "how", [{"stride": 2, "padding": 1}, {"groups": 2, "dilation": 2}, {"padding": "same"}], ids=str
+)
+def test_the_sparse_backward_of_a_convolution_that_is_called_by_keywords(how, device):
+    """With a mask of ones it is the dense one."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 9, 9, device=device, dtype=torch.float64, requires_grad=True)
+    weight = nn.Parameter(torch.randn(6, 4 // how.get("groups", 1), 3, 3, device=device, dtype=torch.float64))
+    with SparseBackward({weight: torch.ones_like(weight)}, "emulated"):
+        sparse = nn.functional.conv2d(x, weight, **how)
+    dense = nn.functional.conv2d(x, weight, **how)
+    assert torch.equal(sparse, dense)
+    one, other = (torch.autograd.grad(y.square().sum(), (x, weight)) for y in (sparse, dense))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["gsam", "looksam", "vsam", "grst"])
+def test_a_layer_that_only_the_second_pass_reaches_has_no_gradient_in_the_first(name, device):
+    """Its g is 0, and not what lay in that memory before."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.calls = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.a(x) if self.calls % 2 else self.a(x) + self.b(x)
+
+    torch.manual_seed(0)
+    net = Net().to(device, torch.float64)
+    x, y = torch.randn(8, 3, device=device, dtype=torch.float64), torch.randint(2, (8,), device=device)
+    optimizer = build(name, net, torch.optim.SGD(net.parameters(), lr=0.1), **({"k": 1} if name == "looksam" else {}))
+    if name == "grst":
+        optimizer.schedule = lambda s: 1.0
+    for method in (optimizer, getattr(optimizer, "inner", optimizer)):
+        for g in method.scratch("g", list(net.parameters())):
+            g.fill_(torch.nan)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert all(p.isfinite().all() for p in net.parameters())
+    memory = optimizer._memory
+    assert all(t.isfinite().all() for buffers in memory.values() for t in buffers.values())
+
+
+def test_a_loss_that_is_no_number_ends_no_window_of_vsam():
+    """The trainer says what happened at the end of the epoch; until then there is a quota."""
+    window = Window(10, 1, 0.8, (0.13, 0.13), 0, torch.device("cpu"))
+    for value in [*range(1, 15), float("nan"), float("inf"), 0.0, 3.0]:
+        window.note(torch.tensor(float(value)), torch.tensor(float(value)))
+        window.n += 1
+        window.at.fill_(window.n % 20)
+    window.close()
+    assert 1 <= window.m <= 8
+    window.begin(18, 8)

@@ -7,6 +7,10 @@ from sam_bench.schedules import Constant, Linear, Piecewise
 from tests.optim.methods import problem, sgd
 
 
+class Schedulable(Descent):
+    schedulable = True
+
+
 @pytest.fixture
 def inner(device):
     model = problem(device).model
@@ -72,6 +76,7 @@ def test_gamma_for_a_target_weight(inner):
         (lambda i: SAM(i.base, ascent_share=0), "Invalid ascent_share: 0"),
         (lambda i: ASAM(i.base), "Invalid model: None"),
         (lambda i: ESAM(i.base, beta=0), "Invalid beta: 0"),
+        (lambda i: GRST(Schedulable(i.base), Constant(1), 1, gamma=2), "Invalid inner: Schedulable"),
         (lambda i: GRST(ESAM(i.base, beta=0.5), Constant(1), 1, gamma=2), "Invalid inner: ESAM"),
         (lambda i: LookSAM(i.base, k=0), "Invalid k: 0"),
         (lambda i: SSAMD(i.base, 10, update_steps=5, sparsity=1.5), "Invalid sparsity: 1.5"),
