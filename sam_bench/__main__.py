@@ -37,7 +37,7 @@ def run(config: DictConfig) -> float | None:
         for one in Settings.of(config).each_seed():
             print(f"run folder: {one.folder}", flush=True)
             if result := results.read(one.folder):
-                print(f"finished before:\n{results.table(result)}", flush=True)
+                print(f"finished before{results.by_other_code(result)}:\n{results.table(result)}", flush=True)
                 given.append(result)
             else:
                 unfinished.append(one)

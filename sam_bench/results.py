@@ -83,6 +83,14 @@ def git_commit() -> str | None:
         return None
 
 
+def by_other_code(result: dict[str, Any]) -> str:
+    """What to add where a finished run may have had other code: its folder is named by its settings alone."""
+    then, now = result.get("git_commit"), git_commit()
+    if then == now and not str(now).endswith("-dirty"):
+        return ""
+    return f" by the code of {then or 'no commit'}, and this is {now or 'none'}; runs=FOLDER trains it again elsewhere"
+
+
 def table(result: dict[str, Any]) -> str:
     """A short table of one run."""
     rows = [

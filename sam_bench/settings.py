@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,6 +29,12 @@ from pydantic import (
 from sam_bench.errors import SettingError, reason
 from sam_bench.methods import BASES, METHODS, NonNegative
 from sam_bench.schedules import SCHEDULES
+
+# settings without a default
+EXAMPLES = {
+    "optimizer.base.opt": "lamb (timm.optim.list_optimizers() has all)",
+    "model.architecture": "convnext_atto (timm.list_models() has all)",
+}
 
 
 class Strict(BaseModel):
@@ -203,7 +210,8 @@ class Settings(Strict):
 
         """
         if missing := sorted(OmegaConf.missing_keys(config)):
-            raise SettingError(f"{missing[0]}: has no default; give it as {missing[0]}=VALUE")
+            example = EXAMPLES.get(missing[0], "VALUE")
+            raise SettingError(f"{missing[0]}: has no default; give it, as {missing[0]}={example}")
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
         except OmegaConfBaseException as error:
@@ -237,6 +245,7 @@ class Settings(Strict):
         """What makes two runs the same but for their seed: not where data and results lie, nor who watches."""
         identity = self.model_dump(mode="json", exclude={"seed", "runs", "logger"})
         del identity["trainer"]["seeds"]
+        identity["trainer"]["device"] = self.trainer.device.split(":")[0]  # not which of several GPUs
         if self.dataset.name != "imagefolder":  # there the root says which data set it is, and workers draw
             del identity["dataset"]["root"], identity["dataset"]["workers"]
         elif self.dataset.root:
@@ -303,10 +312,17 @@ def _check_optimizer(values: dict[str, Any]) -> None:
     if optimizer["name"] == "grst" and inner.get("beta", 1) < 1:
         raise SettingError(f"optimizer.inner.beta={inner['beta']}: G-RST mixes the gradients of all tensors; choose 1")
     schedule = _group(values, "schedule", SCHEDULES)
+    family = SCHEDULES[schedule["name"]]
+    _check_group("schedule", schedule, dict.fromkeys((field.name for field in fields(family)), Any))
     try:
-        SCHEDULES[schedule["name"]](**{key: value for key, value in schedule.items() if key != "name"})
-    except (TypeError, ValueError) as error:
+        family(**{key: value for key, value in schedule.items() if key != "name"})
+    except ValueError as error:
         raise SettingError(f"schedule={schedule['name']}: {error}") from error
+    if optimizer["name"] == "late_sam" and (schedule["a"] != 0 or schedule["b"] == 1):
+        raise SettingError(
+            f"optimizer.schedule.a={schedule['a']}, optimizer.schedule.b={schedule['b']}: late SAM has a=0, b below 1; "
+            "other orders are optimizer=rst schedule=piecewise"
+        )
     if optimizer["name"] == "grst" and (optimizer["gamma"] is None) == (optimizer["weight"] is None):
         raise SettingError(
             f"optimizer.gamma={optimizer['gamma']}, optimizer.weight={optimizer['weight']}: "
@@ -325,7 +341,10 @@ def _check_method(where: str, group: dict[str, Any], trainer: dict[str, Any]) ->
     epochs = trainer.get("epochs")
     for key in ("start_epochs", "full_epochs", "sam_epochs", "lag_epochs"):
         if key in group and isinstance(epochs, int) and 0 < epochs <= group[key]:
-            raise SettingError(f"{where}.{key}={group[key]}: {group['name']} begins after trainer.epochs={epochs}")
+            raise SettingError(
+                f"{where}.{key}={group[key]}: {group['name']} begins after trainer.epochs={epochs}; "
+                f"choose less than {epochs}, or more epochs"
+            )
     if group.get("form") == "implicit" and trainer.get("precision") != "bf16":
         raise SettingError(f"{where}.form=implicit: needs trainer.precision=bf16, in which there is a sparse product")
     for low, high in (("rho_min", "rho_max"), ("f_min", "f_max"), ("n", "m")):
@@ -351,6 +370,8 @@ def _check_group(where: str, group: dict[str, Any], kinds: dict[str, Any], besid
     """Check the settings of one method and give them their types, in place."""
     if unknown := sorted(set(group) - set(kinds) - {"name", *beside}):
         has = ", ".join([*kinds, *(key for key in beside if key not in ("base", "inner"))]) or "none of its own"
+        if unknown[0] in (inner := group.get("inner") or {}):
+            has += f"; {where}.inner.{unknown[0]} is that of {inner['name']}"
         raise SettingError(f"{where}.{unknown[0]}: {group['name']} has no such setting; it has {has}")
     for key, kind in kinds.items():
         if key not in group:

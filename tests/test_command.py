@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from sam_bench import results
 from tests.command import TINY, settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -67,6 +68,14 @@ def test_the_main_job_as_a_new_user_runs_it(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
+def test_a_run_that_other_code_finished_is_said_to_be_one(command, monkeypatch):
+    monkeypatch.setattr(results, "git_commit", lambda: "abc")
+    command(*TINY, "trainer.epochs=1")
+    assert "finished before:\n" in command(*TINY, "trainer.epochs=1")[1]
+    monkeypatch.setattr(results, "git_commit", lambda: "def")
+    assert "finished before by the code of abc, and this is def; runs=" in command(*TINY, "trainer.epochs=1")[1]
+
+
 def test_a_sweep_trains_each_run_once(command):
     """SGD has no schedule: with two of them in the sweep it is still one run."""
     status, out, err = command("-m", *TINY, "trainer.epochs=1", "optimizer=sgd,rst", "schedule=constant,linear")
@@ -97,6 +106,7 @@ def test_runs_of_a_sweep_do_not_disturb_each_other(command):
 SAME = [
     ([], ["logger.mode=online"]),
     ([], ["logger=none"]),
+    (["trainer.device=cuda:0"], ["trainer.device=cuda:1"]),
     (["dataset=cifar10"], ["dataset=cifar10", "dataset.root=/elsewhere"]),
     (["optimizer=sgd"], ["optimizer=sgd", "schedule=trigonometric"]),
     (["optimizer.inner.rho=1"], ["optimizer.inner.rho=1.0"]),
