@@ -13,8 +13,8 @@ demo: $(READY)
 test: lint
 	SAM_BENCH_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest
 
-# speed tables and plots into benchmarks/results/DEVICE: about twenty minutes on two CPU cores
-RESULTS := benchmarks/results/$(DEVICE)
+# speed tables and plots: about twenty minutes on two CPU cores
+RESULTS ?= bench/$(DEVICE)
 FAST := trainer.device=cuda trainer.precision=bf16 trainer.deterministic=false
 bench: bench-$(DEVICE)
 	$(BIN)/python -m benchmarks.plot $(RESULTS)
