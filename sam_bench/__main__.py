@@ -34,7 +34,9 @@ def run(config: DictConfig) -> float | None:
     """One setting: train it, or say what it gave when it was trained. Returns its mean test accuracy."""
     try:
         given, unfinished = [], []
-        for one in Settings.of(config).each_seed():
+        settings = Settings.of(config)
+        say_what_is_ignored(settings)
+        for one in settings.each_seed():
             print(f"run folder: {one.folder}", flush=True)
             if result := results.read(one.folder):
                 print(f"finished before{results.by_other_code(result)}:\n{results.table(result)}", flush=True)
@@ -54,6 +56,15 @@ def run(config: DictConfig) -> float | None:
             sys.exit(2)
         _failures.append(str(error))  # the other runs of a sweep go on
         return None
+
+
+def say_what_is_ignored(settings: Settings) -> None:
+    """A schedule that was asked for and that the method does not take; in a sweep it is for others."""
+    name = settings.optimizer.name
+    if HydraConfig.get().mode == RunMode.RUN and (settings.schedule is None or name == "late_sam"):
+        for override in HydraConfig.get().overrides.task:
+            if override.lstrip("+").startswith("schedule"):
+                print(f"{override} has no effect: optimizer={name} does not take it")
 
 
 def main() -> None:

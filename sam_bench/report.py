@@ -51,19 +51,6 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def varied(mine: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
-    """What tells a row from others: the settings that one of them has different or, in a group of one name, not at all.
-
-    The settings of groups with different names, two schedules say, are no answers to the same question.
-    """
-
-    def differs(key: str, other: dict[str, Any]) -> bool:
-        name = f"{key.rpartition('.')[0]}.name"
-        return mine[key] != other.get(key) and (key == name or mine.get(name) == other.get(name))
-
-    return [key for key in mine if key not in NAMED and any(differs(key, other) for other in others)]
-
-
 def mean_and_deviation(values: list[float], digits: int) -> str:
     """`mean ± standard deviation`, without the deviation for a single value."""
     text = f"{statistics.mean(values):,.{digits}f}"
@@ -89,12 +76,14 @@ def table(cells: list[list[dict[str, Any]]]) -> str:
         first = runs[0]
         forwards = [run["forwards_per_step"] for run in runs]
         mine = flat(first["config"])
-        differing = [f"{key}={mine[key]}" for key in varied(mine, comparable[kind(first)])]
+        # what tells this row from another one of the same optimizer, which has it different or not at all
+        others = comparable[kind(first)]
+        varied = [key for key in mine if key not in NAMED and any(other.get(key) != mine[key] for other in others)]
         cells_of_row = [
             f"{first['dataset']}, {first['train_images']:,} images",
             first["model"],
             first["optimizer"],
-            " ".join(filter(None, [first["schedule"], *differing])),
+            " ".join(filter(None, [first["schedule"], *(f"{key}={mine[key]}" for key in varied)])),
             str(first["epochs"]),
             str(len(runs)),
             mean_and_deviation([100 * run["test_accuracy"] for run in runs], 2),

@@ -296,7 +296,12 @@ def _check_optimizer(values: dict[str, Any]) -> None:
         values["schedule"] = None
         optimizer.pop("inner", None)
     elif "schedule" in optimizer:  # a method that is RST under one schedule has its own
-        values["schedule"] = optimizer.pop("schedule")
+        values["schedule"] = own = optimizer.pop("schedule")
+        if not isinstance(own, dict) or (own.get("name"), own.get("a")) != ("piecewise", 0) or own.get("b") == 1:
+            raise SettingError(
+                f"optimizer.schedule={own}: late SAM's is piecewise with a=0, and its one choice is "
+                "optimizer.schedule.b below 1, the share of the steps before SAM; optimizer=rst has all schedules"
+            )
     _check_group("optimizer", optimizer, method.settings, ("base", "inner"))
     if method.kind != "scheduled":
         _check_method("optimizer", optimizer, trainer)
@@ -318,11 +323,6 @@ def _check_optimizer(values: dict[str, Any]) -> None:
         family(**{key: value for key, value in schedule.items() if key != "name"})
     except ValueError as error:
         raise SettingError(f"schedule={schedule['name']}: {error}") from error
-    if optimizer["name"] == "late_sam" and (schedule["a"] != 0 or schedule["b"] == 1):
-        raise SettingError(
-            f"optimizer.schedule.a={schedule['a']}, optimizer.schedule.b={schedule['b']}: late SAM has a=0, b below 1; "
-            "other orders are optimizer=rst schedule=piecewise"
-        )
     if optimizer["name"] == "grst" and (optimizer["gamma"] is None) == (optimizer["weight"] is None):
         raise SettingError(
             f"optimizer.gamma={optimizer['gamma']}, optimizer.weight={optimizer['weight']}: "

@@ -76,6 +76,14 @@ def test_a_run_that_other_code_finished_is_said_to_be_one(command, monkeypatch):
     assert "finished before by the code of abc, and this is def; runs=" in command(*TINY, "trainer.epochs=1")[1]
 
 
+@pytest.mark.parametrize("optimizer", ["sam", "late_sam", "rst"])
+def test_a_schedule_that_is_not_taken_is_said_to_be_so(command, optimizer):
+    out = command(*TINY, "trainer.epochs=1", f"optimizer={optimizer}", "schedule=constant", "schedule.p=1")[1]
+    taken = optimizer == "rst"
+    assert (f"schedule=constant has no effect: optimizer={optimizer} does not take it\n" in out) != taken
+    assert ("schedule.p=1 has no effect" in out) != taken
+
+
 def test_a_sweep_trains_each_run_once(command):
     """SGD has no schedule: with two of them in the sweep it is still one run."""
     status, out, err = command("-m", *TINY, "trainer.epochs=1", "optimizer=sgd,rst", "schedule=constant,linear")

@@ -118,8 +118,9 @@ WRONG = [
         2,
         ["optimizer=msam", "momentum"],
     ),
-    (["optimizer=late_sam", "optimizer.schedule.b=1"], 2, ["optimizer.schedule.b=1", "a=0, b below 1"]),
-    (["optimizer=late_sam", "optimizer.schedule.a=1"], 2, ["optimizer.schedule.a=1", "a=0, b below 1"]),
+    (["optimizer=late_sam", "optimizer.schedule.b=1"], 2, ["optimizer.schedule=", "optimizer.schedule.b below 1"]),
+    (["optimizer=late_sam", "optimizer.schedule.a=1"], 2, ["optimizer.schedule=", "with a=0"]),
+    (["optimizer=late_sam", "optimizer.schedule=linear"], 2, ["optimizer.schedule=linear", "with a=0"]),
     (["optimizer=vsam", "optimizer.quota_max=0.01"], 2, ["optimizer=vsam", "quota_max: 0.01", "[0.02, 1]"]),
     (["optimizer=late_sam", "optimizer.schedule.b=2"], 2, ["schedule=piecewise", "b: 2", "[0, 1]"]),
     *(

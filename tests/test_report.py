@@ -43,10 +43,13 @@ def test_a_setting_that_only_one_row_has_is_shown(command):
     assert column((one, other), 4) == ["", "model.kwargs.drop_rate=0.1"]
 
 
-def test_an_inner_method_is_named_and_not_all_of_its_settings(command):
+def test_an_inner_method_is_named_with_its_own_settings(command):
     command("-m", *TINY, "optimizer=rst", "optimizer/inner=sam,asam", "trainer.epochs=1")
     *_, one, other = report.table(report.collect([command.runs])).splitlines()
-    assert column((one, other), 4) == ["linear optimizer.inner.name=asam", "linear optimizer.inner.name=sam"]
+    assert column((one, other), 4) == [
+        "linear optimizer.inner.name=asam optimizer.inner.rho=0.5 optimizer.inner.eta=0.01",
+        "linear optimizer.inner.name=sam optimizer.inner.rho=0.05",
+    ]
 
 
 def test_a_seed_that_is_there_twice_is_refused(command, tmp_path):

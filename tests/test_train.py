@@ -28,7 +28,7 @@ def test_learning_rate():
 class Steps:
     """What an optimizer asks of a data set."""
 
-    steps_per_epoch, train_size, sample = 10, 640, None
+    steps_per_epoch, train_size, knows_examples, sample = 10, 640, True, None
 
 
 def closure_of(model, decay=0.0, lr=0.0, **kwargs):
