@@ -17,6 +17,7 @@ Late SAM (Zhou et al., arXiv 2410.10373) is RST with p = 0, then 1: conf/optimiz
 
 import random
 from collections.abc import Hashable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class RST(Descent):
         """Those of the inner method's steps."""
         return self.inner.expected_forwards_per_step * self.mean_p
 
-    @property
+    @cached_property  # T may be 10⁵
     def mean_p(self) -> float:
         """(1/T) Σ p(t/T)."""
         return sum(map(self.p, range(self.total_steps))) / self.total_steps
