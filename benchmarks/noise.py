@@ -2,7 +2,7 @@
 
 import torch
 
-from sam_bench.data.device import Arrays
+from sam_bench.data import Arrays
 from sam_bench.settings import DatasetSettings
 
 

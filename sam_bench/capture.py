@@ -1,5 +1,7 @@
-"""A step of training as CUDA graphs: the host launches one piece in the place of hundreds of kernels."""
+"""A step of training as CUDA graphs: the host launches one graph instead of hundreds of kernels."""
 
+import gc
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -16,57 +18,100 @@ WARM_UP = 3
 
 
 class CapturedStep:
-    """`begin`, `work`, `end`, with the work captured once a kind of step and replayed from then on.
+    """`begin`, `work`, `end`, with the work captured once per variant of the step and replayed from then on.
 
-    The first steps of a kind run as they are written: in them state and buffers come to be, and kernels are chosen.
-    What the work returns lies at the same addresses each time: it holds until the next step.
+    The first steps of a variant run eagerly: they allocate state and buffers and let libraries choose kernels. The
+    results lie at the same addresses each time, so they hold until the next step.
 
     Args:
-        optimizer: whose `begin`, `kind` and `end` surround the work, and whose counts a replay adds to.
+        optimizer: whose `begin`, `variant` and `end` surround the work, and whose counts a replay adds to.
         work: from the batch to the weights, for the device alone.
-        record: runs the work once and returns what it returned, and what runs it again.
+        record: runs the work once; returns what it returned, and a function that runs it again.
+        required: raise if a capture fails; otherwise warn once and run every step eagerly from then on.
 
     """
 
-    def __init__(self, optimizer: Descent, work: Callable[[], Result], record: Record) -> None:
-        self.optimizer, self.work, self.record = optimizer, work, record
+    def __init__(
+        self, optimizer: Descent, work: Callable[[], Result], record: Record, *, required: bool = False
+    ) -> None:
+        self.optimizer, self.work, self.record, self.required = optimizer, work, record, required
         self.seen: Counter[Hashable] = Counter()
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers warn where nobody called `step`
         self.recorded: dict[Hashable, tuple[Result, Callable[[], None], dict[str, float]]] = {}
+        self.failed = False
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers warn if nobody called `step`
+        base: Any = optimizer.innermost
+        base._warned_capturable_if_run_uncaptured = True  # torch warns during the eager first steps
         for group in optimizer.param_groups:
             device = group["params"][0].device
-            # a captured step reads numbers where they lie: schedulers fill this tensor
+            # a captured step reads numbers from where they lie: schedulers write into this tensor
             group["lr"] = torch.as_tensor(float(group["lr"]), dtype=torch.float32).to(device)
             if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
 
-    @torch.no_grad()  # as `step` of an optimizer has it; the closure switches gradients on
+    @torch.no_grad()  # as in `step` of an optimizer; the closure enables gradients
     def __call__(self) -> Result:
-        """One step."""
+        """Make one step.
+
+        Raises:
+            SettingError: the step cannot be captured, and that was required.
+
+        """
         optimizer = self.optimizer
         optimizer.begin()
-        kind = optimizer.kind
-        if kind in self.recorded:
-            result, replay, spent = self.recorded[kind]
+        variant = self.variant()
+        if variant in self.recorded:
+            result, replay, spent = self.recorded[variant]
             replay()
             for name, amount in spent.items():
                 optimizer.counts[name] += amount
-        elif self.seen[kind] < WARM_UP:
-            self.seen[kind] += 1
+        elif self.failed or self.seen[variant] < WARM_UP:
+            self.seen[variant] += 1
             result = self.work()
         else:
-            before = dict(optimizer.counts)
-            result, replay = self.record(self.work)
-            spent = {name: count - before[name] for name, count in optimizer.counts.items()}
-            self.recorded[kind] = result, replay, spent
+            result = self.capture(variant)
         optimizer.end()
+        return result
+
+    def variant(self) -> Hashable:
+        """The variant of the step that has begun, with the numbers of the groups, which a capture would freeze."""
+        groups = self.optimizer.param_groups
+        numbers = tuple(v for group in groups for v in group.values() if isinstance(v, int | float | tuple))
+        return self.optimizer.variant, numbers
+
+    def capture(self, variant: Hashable) -> Result:
+        """Capture the work, which also runs it; run it eagerly if that fails.
+
+        Raises:
+            SettingError: it fails, and was required.
+
+        """
+        counts, device = dict(self.optimizer.counts), self.optimizer.params()[0].device
+        random = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+        try:
+            result, replay = self.record(self.work)
+        except Exception as error:  # whatever a model or an optimizer of others raises
+            if self.required:
+                raise SettingError(
+                    f"trainer.cuda_graphs=true: this step cannot be captured ({reason(error)}); choose auto or false"
+                ) from error
+            warnings.warn(f"steps run eagerly, since they cannot be captured: {reason(error)}", stacklevel=2)
+            self.failed = True
+            self.optimizer.counts.update(counts)
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(random, device)
+            else:
+                torch.set_rng_state(random)
+            return self.work()
+        spent = {name: count - counts[name] for name, count in self.optimizer.counts.items()}
+        self.recorded[variant] = result, replay, spent
         return result
 
 
 def is_capturable(optimizer: Descent) -> bool:
-    """Whether method and base keep all that changes from step to step on the device: of torch's own, those that say so.
+    """Whether method and base keep all that changes from step to step on the device.
 
-    SGD reads a learning rate that is a tensor on the device only where it is fused.
+    Of torch's optimizers those that say so do. SGD reads a learning rate from a tensor on the device only if it is
+    fused.
     """
     base: Any = optimizer.innermost
     if not optimizer.capturable:
@@ -77,19 +122,20 @@ def is_capturable(optimizer: Descent) -> bool:
 
 
 def cuda_graph(stream: torch.cuda.Stream) -> Record:
-    """Record on a stream, in memory that the recordings of one run share: they never run at once."""
+    """Record on a stream, in memory that the recordings of one run share, since they never run at once."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(work: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
+        was_enabled = gc.isenabled()
+        gc.disable()  # what it frees may call CUDA, which ends a capture
         try:
-            # thread_local: the threads of a loader go on allocating meanwhile
+            # thread_local: the threads of a loader and of a checkpoint go on meanwhile
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 result = work()
-        except RuntimeError as error:
-            raise SettingError(
-                f"trainer.cuda_graphs: this step cannot be captured ({reason(error)}); choose false"
-            ) from error
+        finally:
+            if was_enabled:
+                gc.enable()
         graph.replay()  # capturing it ran nothing
         return result, graph.replay
 

@@ -1,10 +1,14 @@
-"""`last.pt`: everything that a killed run needs to go on to the same bits."""
+"""`last.pt`: everything that a killed run needs to continue to the same bits."""
 
 import io
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from sam_bench import files
 from sam_bench.errors import SettingError
@@ -14,13 +18,14 @@ FORMAT = 1
 
 def save(path: Path, config_hash: str, seed: int, state: dict[str, Any]) -> None:
     """Replace the checkpoint. `state` holds tensors, plain numbers, strings, lists and dicts alone."""
+    state = tree_map_only(torch.Tensor, lambda t: t.cpu(), state)
     buffer = io.BytesIO()  # torch.save to a full disk raises a RuntimeError that hides why; a plain write does not
     torch.save({"format": FORMAT, "config_hash": config_hash, "seed": seed, **state}, buffer)
     files.replace(path, buffer.getvalue())
 
 
 def load(path: Path, config_hash: str, seed: int) -> dict[str, Any] | None:
-    """The checkpoint at `path`, on the CPU, or None where there is none.
+    """The checkpoint at `path`, on the CPU, or None if there is none.
 
     Raises:
         SettingError: it is torn, or another run's.
@@ -37,3 +42,54 @@ def load(path: Path, config_hash: str, seed: int) -> dict[str, Any] | None:
     if whose != (FORMAT, config_hash, seed):
         raise SettingError(f"{path}: is the checkpoint of another run ({whose}); delete it to start anew")
     return state
+
+
+class Checkpoints:
+    """The checkpoints of one run, written by a thread of its own while training goes on.
+
+    Args:
+        write: writes a state, see `save`.
+        minutes: the least time between two writes; `close` writes the last state in any case.
+
+    """
+
+    def __init__(self, write: Callable[[dict[str, Any]], None], minutes: float) -> None:
+        self.write, self.seconds = write, 60 * minutes
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.last_write = time.monotonic()
+        self.writing: Future[None] | None = None
+        self.unwritten: dict[str, Any] | None = None
+
+    def offer(self, state: dict[str, Any]) -> None:
+        """Copy the state after an epoch, and start to write it if it is time.
+
+        Raises:
+            SettingError: the write before has failed.
+
+        """
+        if self.writing and self.writing.done():
+            self.writing.result()
+        self.unwritten = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), state)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()  # deliberate: the next epoch runs on another stream
+        if time.monotonic() - self.last_write >= self.seconds:
+            self._start(self.unwritten)
+
+    def close(self) -> None:
+        """Write the last state, if it is not written yet, and wait for it.
+
+        Raises:
+            SettingError: a write has failed.
+
+        """
+        with self.thread:
+            if self.unwritten is not None:
+                self._start(self.unwritten)
+            if self.writing:
+                self.writing.result()
+
+    def _start(self, state: dict[str, Any]) -> None:
+        if self.writing:
+            self.writing.result()  # one write at a time
+        self.writing, self.unwritten = self.thread.submit(self.write, state), None
+        self.last_write = time.monotonic()

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises, and what it quotes of others."""
+"""The one exception that a user's mistake raises."""
 
 
 class SettingError(ValueError):
@@ -6,5 +6,5 @@ class SettingError(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """The first line of what another library raised, or the name of its kind where it says nothing."""
+    """The first line of another library's error, or its type if it has no text."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never a part of one."""
+"""Atomic file writes."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from sam_bench.errors import SettingError
 
 
 def replace(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` atomically: whoever reads, or is killed, sees the old file or the new one.
+    """Write `content` to `path` atomically: readers, also after a kill, see the old file or the new one, never a part.
 
     Raises:
-        SettingError: no space, no permission; the old file stands.
+        SettingError: no space or no permission. The old file is kept.
 
     """
     partial = path.with_name(f"{path.name}.partial")

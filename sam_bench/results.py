@@ -1,12 +1,13 @@
-"""What a run leaves beside its checkpoint: `config.yaml`, `metrics.csv`, `result.json`; and the table it prints."""
+"""The files of a run beside its checkpoint: `config.yaml`, `metrics.csv`, `result.json`; and the table it prints."""
 
 import csv
 import io
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "wandb")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None.
+    """The result of a finished run; None if it is not finished.
 
     Raises:
-        SettingError: there is one, but it is broken.
+        SettingError: there is a result, but it is broken.
 
     """
     path = folder / "result.json"
@@ -42,7 +43,7 @@ def write_config(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """`metrics.csv`, a row an epoch."""
+    """`metrics.csv`, one row per epoch."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -57,15 +58,19 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 @cache
 def versions() -> dict[str, str]:
-    """Python and the packages that numbers may depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    """Python and the installed packages that results may depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # not every run needs every one
+            found[name] = version(name)
+    return found
 
 
 @cache
 def git_commit() -> str | None:
-    """The commit of this source tree, with `-dirty` where its code differs from it; None outside a checkout.
+    """The commit of this source tree, with `-dirty` if its code differs from it; None outside a checkout.
 
-    At the first call, when the code has just been imported; the files may change while it trains.
+    It is the one at the first call, soon after the code is imported: the files may change during training.
     """
     here = Path(__file__).parent
 
@@ -73,7 +78,7 @@ def git_commit() -> str | None:
         return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
 
     try:
-        if git("ls-files", "--error-unmatch", "results.py").returncode:  # installed, maybe within another project
+        if git("ls-files", "--error-unmatch", "results.py").returncode:  # installed, perhaps inside another project
             return None
         commit = git("rev-parse", "--verify", "HEAD").stdout.strip()
         if not commit:
@@ -84,7 +89,7 @@ def git_commit() -> str | None:
 
 
 def by_other_code(result: dict[str, Any]) -> str:
-    """What to add where a finished run may have had other code: its folder is named by its settings alone."""
+    """A note if a finished run may come from other code: its folder is named by its settings alone."""
     then, now = result.get("git_commit"), git_commit()
     if then == now and not str(now).endswith("-dirty"):
         return ""
@@ -96,7 +101,7 @@ def table(result: dict[str, Any]) -> str:
     rows = [
         ("test accuracy (last epoch)", f"{result['test_accuracy']:.2%}"),
         ("test loss, train loss", f"{result['test_loss']:.4f}, {result['train_loss']:.4f}"),
-        ("propagations a step", f"{result['propagations_per_step']:.4f}"),
+        ("propagations per step", f"{result['propagations_per_step']:.4f}"),
         ("  expected", f"{result['expected_propagations_per_step']:.4f}"),
         ("sharpness-aware steps", f"{result['sharpness_aware_steps']} of {result['steps']}"),
         ("training alone", f"{result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"),

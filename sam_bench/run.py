@@ -1,4 +1,4 @@
-"""One seed of one setting: what it trains with, how far it is, and what it leaves in its run folder."""
+"""One seed of one setting: what it trains, how far it is, and what it writes into its run folder."""
 
 import math
 import shutil
@@ -13,13 +13,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from sam_bench import checkpoint, data, models, optim, results
-from sam_bench import device as devices
+from sam_bench import checkpoint, machine, results
+from sam_bench.build import Training, create_dataset, create_model, create_optimizer
 from sam_bench.capture import CapturedStep, cuda_graph
-from sam_bench.closure import Closure
-from sam_bench.data.sampling import derived_seed
+from sam_bench.checkpoint import Checkpoints
+from sam_bench.data import Batch, Data
 from sam_bench.errors import SettingError
-from sam_bench.optim import Descent
+from sam_bench.optim import BatchClosure, Descent
+from sam_bench.optim.seeding import derived_seed
 from sam_bench.settings import Settings
 from sam_bench.tracker import Tracker
 
@@ -28,44 +29,46 @@ class Run:
     """A run, from its settings.
 
     Raises:
-        SettingError: something that the settings name cannot be had.
+        SettingError: something that the settings name does not exist.
 
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device, trainer = settings, device, settings.trainer
-        results.git_commit()  # which it keeps: at the end of a long training the files may be others
-        self.dataset = data.create(settings.dataset, trainer.batch_size, device, settings.seed)
+        results.git_commit()  # cached now: at the end of a long training the files may be others
+        self.dataset = create_dataset(settings.dataset, trainer.batch_size, device, settings.seed)
         self.steps_per_epoch = self.dataset.steps_per_epoch
         self.steps = trainer.epochs * self.steps_per_epoch
         torch.manual_seed(derived_seed("weights", settings.seed))
         d = self.dataset
-        self.model = models.create(settings.model, d.classes, d.channels, d.image_size).to(device)
-        self.optimizer, self.closure = create_optimizer(settings, self.model, d)
+        self.model = create_model(settings.model, d.classes, d.channels, d.image_size).to(device)
+        self.optimizer, self.closure = optimizer_and_closure(settings, self.model, d)
         self.scheduler = LambdaLR(
             self.optimizer, warmup_then_cosine(trainer.warmup_epochs * self.steps_per_epoch, self.steps)
         )
-        self.rows: list[dict[str, Any]] = []  # of metrics.csv, one an epoch
+        self.epoch = 0  # finished epochs
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv, one per epoch
         self.result: dict[str, Any] | None = None
-        # of its own, so that several seeds run side by side
+        self.captured: CapturedStep | None = None
+        self.compile_seconds = 0.0
+        # a stream of its own, so that several seeds run side by side
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.random_state: torch.Generator | None = None
-
-    @property
-    def epoch(self) -> int:
-        """The number of epochs behind it."""
-        return len(self.rows)
+        # all that is random in a step comes from these
+        self.generators = [torch.default_generator]
+        if self.stream:
+            self.generators.append(torch.cuda.default_generators[self.stream.device.index])
 
     @property
     def done(self) -> bool:
-        """Whether the last epoch is behind it."""
+        """Whether the last epoch is finished."""
         return self.epoch == self.settings.trainer.epochs
 
     def resume(self) -> None:
-        """Go back to the end of the last epoch that was saved, if any was.
+        """Load the last checkpoint, if there is one.
 
         Raises:
-            SettingError: there is a checkpoint that cannot be that of this run.
+            SettingError: the checkpoint cannot be that of this run.
 
         """
         path = self.settings.folder / "last.pt"
@@ -79,26 +82,31 @@ class Run:
             results.write_metrics(self.settings.folder, last["rows"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise SettingError(f"{path}: does not fit this run ({error!r:.200}); delete it to start anew") from error
-        self.rows = last["rows"]
-        print(f"seed {self.settings.seed} goes on after epoch {self.epoch} of {self.settings.trainer.epochs}")
+        self.rows, self.epoch = last["rows"], len(last["rows"])
+        print(f"seed {self.settings.seed} continues after epoch {self.epoch} of {self.settings.trainer.epochs}")
 
     def prepare(self, compiled: bool, captured: bool, compile_seconds: float) -> None:
-        """Choose how a step is made: as it is written, compiled, captured. After `resume`, before the first step."""
+        """Choose how a step is made: eager, compiled, captured. Call it after `resume`, before the first step."""
         self.compile_seconds = compile_seconds
         if self.stream:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which made model and data
         if compiled:
             self.closure.compile()
-        self.captured = (
-            CapturedStep(self.optimizer, self.work, cuda_graph(self.stream)) if captured and self.stream else None
-        )
+        if captured and self.stream:
+            required = self.settings.trainer.cuda_graphs is True
+            self.captured = CapturedStep(self.optimizer, self.work, cuda_graph(self.stream), required=required)
+
+    def release(self) -> None:
+        """Give back what the steps needed: graphs and their memory would otherwise wait for the garbage collector."""
+        self.captured = None  # it refers to `work`, and so to this run
+        vars(self.optimizer).pop("step", None)  # the scheduler's wrapper, which refers to the optimizer
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:
-        """Within: this run's own queue of the device, and its own place in the device's random numbers.
+        """Within: this run's own CUDA stream and state of the device's random number generator.
 
-        A graph reads its seed from the state of the generator that it was captured with; graphs of several seeds that
-        run at once must not share one.
+        A graph reads its seed from the generator state that it was captured with. Graphs of several seeds that run at
+        once must not share one.
         """
         if self.stream is None:
             yield
@@ -115,7 +123,7 @@ class Run:
             generator.graphsafe_set_state(before)
 
     def start(self) -> None:
-        """Begin an epoch."""
+        """Start an epoch."""
         self.model.train()
         self.dataset.start(self.epoch)
         self.losses = torch.empty(self.steps_per_epoch, device=self.device)
@@ -124,8 +132,10 @@ class Run:
     def step(self, step: int) -> None:
         """One step of the epoch. Nothing in it waits for the device."""
         self.dataset.fetch()
-        # all that is random in a step, dropout and the like, follows from (seed, step), whatever runs beside it
-        torch.manual_seed(derived_seed("dropout", self.settings.seed, self.epoch * self.steps_per_epoch + step))
+        # dropout and the like follow from (seed, step), whatever runs beside it
+        seed = derived_seed("dropout", self.settings.seed, self.epoch * self.steps_per_epoch + step)
+        for generator in self.generators:  # torch.manual_seed takes 0.1 ms or more: it visits every device
+            generator.manual_seed(seed)
         if self.captured:
             loss, correct = self.captured()
         else:
@@ -137,12 +147,20 @@ class Run:
         self.scheduler.step()
 
     def work(self) -> tuple[Tensor, Tensor]:
-        """What of a step is for the device: all of it but `begin` and `end` of the optimizer."""
+        """The device's part of a step: all but `begin` and `end` of the optimizer."""
         self.closure.batch(*self.dataset.batch())
         return self.optimizer.update(self.closure), self.closure.correct()
 
     def end(self, seconds: float, seeds_at_once: int, peak_memory: int) -> dict[str, Any]:
-        """Test, and write what the epoch gave; `seconds` is this run's share of the clock. Returns the epoch's row.
+        """Test, and write the results of the epoch.
+
+        Args:
+            seconds: this run's share of the time of the epoch.
+            seeds_at_once: how many runs shared it.
+            peak_memory: in bytes.
+
+        Returns:
+            The epoch's row of metrics.csv.
 
         Raises:
             SettingError: the loss or a weight is no longer finite.
@@ -171,30 +189,29 @@ class Run:
             "extra_copies": self.optimizer.extra_bytes / weights,
         }
         rows.append(row)
-        checkpoint.save(
-            folder / "last.pt",
-            self.settings.config_hash,
-            self.settings.seed,
+        self.epoch += 1
+        self.checkpoints.offer(
             {
-                "model": self.model.state_dict(),
+                "model": dict(self.model.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "rows": rows,
-            },
+            }
         )
         results.write_metrics(folder, rows)
         self.tracker.log(row)
         return row
 
     def finish(self) -> None:
-        """Write `result.json`: the last epoch, never the best one."""
+        """Write the last checkpoint, then `result.json`: the last epoch, never the best one."""
+        self.checkpoints.close()
         settings, last, steps = self.settings, self.rows[-1], self.rows[-1]["steps"]
         self.result = {
-            "optimizer": settings.optimizer.label,
+            "optimizer": settings.optimizer.name,
             "inner": settings.optimizer.inner.name if settings.optimizer.inner else None,
-            "schedule": settings.schedule.name if settings.schedule else None,
+            "schedule": settings.optimizer.schedule.name if settings.optimizer.schedule else None,
             "dataset": settings.dataset.label,
-            "model": settings.model.label,
+            "model": settings.model.name,
             "seed": settings.seed,
             "epochs": self.epoch,
             "steps": steps,
@@ -209,7 +226,7 @@ class Run:
             "expected_propagations_per_step": self.optimizer.expected_propagations_per_step,
             "sharpness_aware_steps": last["sharpness_aware_steps"],
             "seconds": last["seconds"],
-            "compile_seconds": self.compile_seconds,  # beside `seconds`
+            "compile_seconds": self.compile_seconds,  # not part of `seconds`
             "images_per_second": steps * settings.trainer.batch_size / last["seconds"],
             "peak_memory_bytes": last["peak_memory_bytes"],
             "extra_copies": last["extra_copies"],
@@ -218,22 +235,22 @@ class Run:
             "versions": results.versions(),
             "config_hash": settings.config_hash,
             "config": settings.identity(),
-            "device": devices.describe(self.device),
+            "device": machine.describe(self.device),
             "git_commit": results.git_commit(),
         }
         results.write_result(settings.folder, self.result)
 
     @contextmanager
     def folder(self) -> Iterator[None]:
-        """Within: the run folder is there, for this process alone, and so is the tracker.
+        """Within: the run folder exists and is locked, and checkpoints and tracker are open.
 
         Raises:
-            SettingError: it cannot be made, has no space, or another process holds it.
+            SettingError: the folder cannot be made, has no space, or another process holds it.
 
         """
         folder = self.settings.folder
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        # weights and up to four copies of state (AdamW's, the mean of a method's), old and new
+        # weights and up to four copies of state (AdamW's, a method's mean gradient), the old file and the new one
         need = 10 * sum(p.numel() * p.element_size() for p in self.model.parameters())
         free = shutil.disk_usage(existing).free
         if free < need:
@@ -248,20 +265,27 @@ class Run:
             raise SettingError(f"runs={folder}: {error.strerror}") from error
         try:
             self.resume()
-            results.write_config(folder, self.settings.model_dump(mode="json"))
+            results.write_config(folder, self.settings.dump())
+            last, of = folder / "last.pt", (self.settings.config_hash, self.settings.seed)
+            self.checkpoints = Checkpoints(
+                lambda state: checkpoint.save(last, *of, state), self.settings.trainer.checkpoint_minutes
+            )
             self.tracker = Tracker(self.settings, folder)
             for row in self.rows:
                 self.tracker.log(row)
             try:
                 yield
             finally:
-                self.tracker.finish(self.result)
+                try:
+                    self.checkpoints.close()  # after an error or an interrupt, the last finished epoch is written here
+                finally:
+                    self.tracker.finish(self.result)
         finally:
             lock.release()
 
 
-def create_optimizer(settings: Settings, model: nn.Module, dataset: data.Data) -> tuple[Descent, Closure]:
-    """The optimizer, with its clipping, and the closure, with what weight decay is left for the loss."""
+def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -> tuple[Descent, BatchClosure]:
+    """The optimizer, with gradient clipping, and the closure, with a weight decay that belongs into the loss."""
     trainer, wanted = settings.trainer, settings.optimizer
     if trainer.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -269,22 +293,23 @@ def create_optimizer(settings: Settings, model: nn.Module, dataset: data.Data) -
     # BatchNorm's parameters and biases are the ones of one dimension
     decayed = [p for p in params if trainer.decay_norm_and_bias or p.ndim > 1]
     rest = [p for p in params if not (trainer.decay_norm_and_bias or p.ndim > 1)]
-    decay = wanted.base.weight_decay if trainer.decay_in_loss else 0.0
+    decay = 0.0
     if trainer.decay_in_loss:
+        decay = wanted.base.arguments.get("weight_decay", 0.0)
         wanted = wanted.model_copy(update={"base": wanted.base.model_copy(update={"weight_decay": 0.0})})
     groups: list[dict[str, Any]] = [{"params": decayed}]
     if rest:
         groups.append({"params": rest, "weight_decay": 0.0})
-    training = optim.Training(
+    training = Training(
         model,
-        trainer.epochs,
+        trainer.epochs * dataset.steps_per_epoch,
         dataset.steps_per_epoch,
         settings.seed,
         dataset.train_size if dataset.knows_examples else None,
         trainer.batch_size,
-        lambda n, seed: dataset.sample(n, seed),  # a copy of the optimizer copies no data set with it
+        lambda n, seed: dataset.sample(n, seed),  # a lambda, so that a copy of the optimizer copies no data set
     )
-    optimizer = optim.create(wanted, settings.schedule, groups, training)
+    optimizer = create_optimizer(wanted, groups, training)
     if trainer.clip is not None:
         limit = trainer.clip
 
@@ -293,7 +318,7 @@ def create_optimizer(settings: Settings, model: nn.Module, dataset: data.Data) -
 
         # a hook of the base sees the gradient that it is about to step along, whatever the method
         optimizer.innermost.register_step_pre_hook(clip)
-    closure = Closure(
+    closure = BatchClosure(
         model,
         optimizer,
         accumulate=trainer.accumulate,
@@ -307,7 +332,7 @@ def create_optimizer(settings: Settings, model: nn.Module, dataset: data.Data) -
 
 
 def warmup_then_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
-    """The learning rate at a step over its largest: up in a straight line, then down a half cosine to 0."""
+    """The learning rate at a step relative to its maximum: linear warm-up, then a half cosine down to 0."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -318,7 +343,7 @@ def warmup_then_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[data.Batch], bf16: bool) -> tuple[float, float]:
+def evaluate(model: nn.Module, batches: Iterable[Batch], bf16: bool) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over the batches."""
     model.eval()
     totals: Any = 0.0
@@ -334,18 +359,23 @@ def evaluate(model: nn.Module, batches: Iterable[data.Batch], bf16: bool) -> tup
 
 
 def check_finite(losses: Tensor, model: nn.Module, first_step: int, folder: Path) -> None:
-    """Stop at a loss or a weight that is no number, before the checkpoint is replaced.
+    """Stop at a loss or a weight that is not finite, before the checkpoint is replaced.
+
+    Args:
+        losses: of the steps of the epoch.
+        model: its weights and buffers are checked, since BatchNorm can hide overflowed weights from the loss.
+        first_step: the number of the epoch's first step.
+        folder: the run folder.
 
     Raises:
-        SettingError: it names the step.
+        SettingError: a loss or weight is not finite.
 
     """
-    # BatchNorm can hide weights that have overflowed from the loss
     values = [t.float() for t in model.state_dict().values()]
     finite = torch.cat([losses, nn.utils.get_total_norm(values).reshape(1)]).isfinite()
     if not finite.all():
         step = first_step + int((~finite).nonzero()[0])
-        kept = f"{folder / 'last.pt'} has the epoch before" if (folder / "last.pt").exists() else "nothing was saved"
+        kept = f"{folder / 'last.pt'} has the epoch before" if first_step else "nothing was saved"
         raise SettingError(
             f"the loss or a weight is not finite at step {step}: {kept}; a smaller optimizer.base.lr may help"
         )

@@ -1,13 +1,13 @@
-"""The settings of a run: checked once, at the door, typed from then on, and turned into the run's identity.
+"""The settings of a run: checked once, typed from then on, and turned into the run's identity. Imports no torch.
 
-The defaults stand in conf/ alone; here stands what a value may be. Nothing here imports torch.
+A group that names a class (`_target_`) is checked by that class, when it is built: see `sam_bench.build`.
 """
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,17 +18,15 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from sam_bench.errors import SettingError, reason
-from sam_bench.methods import BASES, METHODS, NonNegative
-from sam_bench.schedules import SCHEDULES
 
 # settings without a default
 EXAMPLES = {
@@ -38,90 +36,55 @@ EXAMPLES = {
 
 
 class Strict(BaseModel):
-    """A group whose settings are all known."""
+    """A group whose settings are all known here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Open(BaseModel):
-    """A group whose further settings go to a class or function of its own."""
+class Target(BaseModel):
+    """A group that names a class or function, `_target_`. Its other settings are the arguments.
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    `name` is what results are compared under: the file of conf/ that was chosen, unless that file says otherwise.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
     name: str
+    target: str = Field(alias="_target_")
 
+    @property
     def arguments(self) -> dict[str, Any]:
-        """The settings beside those that every member of the group has."""
+        """The settings that `_target_` is called with."""
         return dict(self.__pydantic_extra__ or {})
 
 
-class DatasetSettings(Strict):
-    """conf/dataset/."""
+class DatasetSettings(Target):
+    """conf/dataset/. `_target_` gets those that it takes; `root` may come from the environment."""
 
-    name: str
     root: Path | None = None
-    subset: PositiveInt | None = None
-    padding: int = Field(default=0, ge=0, le=1024)
-    flip: bool = False
-    cutout: int = Field(default=0, ge=0, le=1024)
-    image_size: PositiveInt | None = None
-    workers: NonNegativeInt = 0
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The settings that `_target_` is called with."""
+        return ({"root": self.root} if "root" in self.model_fields_set else {}) | super().arguments
 
     @property
     def label(self) -> str:
-        """The name under which results are compared: of a folder of images, the folder's."""
+        """The name under which results are compared. For a folder of images, the folder's name."""
         return self.root.resolve().name if self.name == "imagefolder" and self.root else self.name
 
 
-class ModelSettings(Strict):
-    """conf/model/."""
-
-    name: str | None = None
-    architecture: str
-    kwargs: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        """The name under which results are compared."""
-        return self.name or self.architecture
-
-    @field_validator("kwargs")
-    @classmethod
-    def _not_the_data_sets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted({"num_classes", "in_chans", "img_size"} & set(value)):
-            raise ValueError(f"{taken[0]} follows from the data set")
-        return value
-
-
-class BaseSettings(Open):
-    """conf/optimizer/base/."""
-
-    lr: NonNegative
-    weight_decay: NonNegative
-
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of the base optimizer."""
-        return {"lr": self.lr, "weight_decay": self.weight_decay, **super().arguments()}
-
-
-class InnerSettings(Open):
-    """conf/optimizer/inner/."""
-
-
-class OptimizerSettings(Open):
+class OptimizerSettings(Target):
     """conf/optimizer/."""
 
-    base: BaseSettings
-    inner: InnerSettings | None = None
+    base: Target
+    inner: Target | None = None
+    schedule: Target | None = None
 
     @property
-    def label(self) -> str:
-        """The name under which results are compared."""
-        return str(self.base.arguments()["opt"]) if self.name == "timm" else self.name
-
-
-class ScheduleSettings(Open):
-    """conf/schedule/."""
+    def arguments(self) -> dict[str, Any]:
+        """The settings that `_target_` is called with, beside the optimizer that it wraps."""
+        return super().arguments | ({"schedule": self.schedule} if self.schedule else {})
 
 
 class TrainerSettings(Strict):
@@ -142,6 +105,7 @@ class TrainerSettings(Strict):
     compile: Literal["auto"] | bool
     cuda_graphs: Literal["auto"] | bool
     seeds: PositiveInt
+    checkpoint_minutes: NonNegativeFloat
 
     @field_validator("compile", "cuda_graphs", mode="before")
     @classmethod
@@ -184,14 +148,13 @@ class LoggerSettings(Strict):
 
 
 class Settings(Strict):
-    """Everything that a run is."""
+    """Everything that defines a run."""
 
     seed: NonNegativeInt = Field(lt=2**31)
     runs: Path
     dataset: DatasetSettings
-    model: ModelSettings
+    model: Target
     optimizer: OptimizerSettings
-    schedule: ScheduleSettings | None
     trainer: TrainerSettings
     logger: LoggerSettings
 
@@ -202,8 +165,12 @@ class Settings(Strict):
         return self
 
     @classmethod
-    def of(cls, config: DictConfig) -> "Settings":
+    def of(cls, config: DictConfig, choices: Mapping[str, Any]) -> "Settings":
         """Check a composed configuration.
+
+        Args:
+            config: composed from conf/.
+            choices: the file chosen in each group, `hydra.runtime.choices`.
 
         Raises:
             SettingError: the first setting that is wrong, in one line.
@@ -216,7 +183,12 @@ class Settings(Strict):
             values: Any = OmegaConf.to_container(config, resolve=True)
         except OmegaConfBaseException as error:
             raise SettingError(f"{error.full_key}: {reason(error)}") from error
-        _check_optimizer(values)
+        for name, value in leaves(values):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingError(f"{name}={value}: should be a finite number")
+        values.pop("schedule", None)  # a method that takes one refers to it
+        for group in ("dataset", "model", "optimizer", "optimizer.base", "optimizer.inner", "optimizer.schedule"):
+            _name(values, group, choices)
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
@@ -239,24 +211,24 @@ class Settings(Strict):
         """These settings for each of `trainer.seeds` seeds from `seed` on."""
         return [self.model_copy(update={"seed": self.seed + i}) for i in range(self.trainer.seeds)]
 
+    def dump(self) -> dict[str, Any]:
+        """All settings as plain values, for config.yaml."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
     # -------------------------------------------------------------------------------------------- identity
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same but for their seed: not where data and results lie, nor who watches."""
-        identity = self.model_dump(mode="json", exclude={"seed", "runs", "logger"})
-        del identity["trainer"]["seeds"]
+        """What defines a run up to its seed: not where data and results lie, nor how it is watched."""
+        identity = self.dump()
+        for elsewhere in ("seed", "runs", "logger"):
+            del identity[elsewhere]
+        for way in ("seeds", "checkpoint_minutes"):
+            del identity["trainer"][way]
         identity["trainer"]["device"] = self.trainer.device.split(":")[0]  # not which of several GPUs
-        if self.dataset.name != "imagefolder":  # there the root says which data set it is, and workers draw
-            del identity["dataset"]["root"], identity["dataset"]["workers"]
-        elif self.dataset.root:
+        if self.dataset.name == "imagefolder" and self.dataset.root:  # there the root says which data set it is
             identity["dataset"]["root"] = str(self.dataset.root.resolve())
-        optimizer = identity["optimizer"]
-        if optimizer["name"] == "grst" and optimizer["gamma"] is not None:
-            del optimizer["gamma_max"]  # the cap of the other knob
-        for method in (optimizer, optimizer["inner"] or {}):
-            if "pattern" in method:
-                for idle in ("sparsity",) if method["pattern"] == "n:m" else ("n", "m"):
-                    del method[idle]
+        else:
+            identity["dataset"].pop("root", None)
         return _plain(identity)
 
     @property
@@ -267,10 +239,10 @@ class Settings(Strict):
 
     @property
     def cell(self) -> str:
-        """The name of what several seeds of one setting have in common: a cell of a table."""
-        parts = [self.dataset.label, self.model.label, self.optimizer.label]
-        if self.schedule:
-            parts.append(self.schedule.name)
+        """The name that all seeds of one setting share: a cell of a table."""
+        parts = [self.dataset.label, self.model.name, self.optimizer.name]
+        if self.optimizer.schedule:
+            parts.append(self.optimizer.schedule.name)
         return "-".join([*parts, self.config_hash]).replace("/", "_")
 
     @property
@@ -279,107 +251,27 @@ class Settings(Strict):
         return self.runs / self.cell / f"seed-{self.seed}"
 
 
-def _check_optimizer(values: dict[str, Any]) -> None:
-    """Give the settings of the optimizer and its parts, which depend on their names, their types.
+def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting that is not a group, with its dotted name as on the command line."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from leaves(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, values
 
-    What a run does not use is taken out, since it is no part of what the run is.
-    """
-    optimizer = _group(values, "optimizer", METHODS)
-    method, trainer = METHODS[optimizer["name"]], values.get("trainer")
-    trainer = trainer if isinstance(trainer, dict) else {}
-    base = _group(optimizer, "base", BASES, "optimizer.base")
-    if kinds := BASES[base["name"]]:
-        _check_group("optimizer.base", base, kinds, ("lr", "weight_decay"))
-    if base.get("nesterov") and not base["momentum"]:
-        raise SettingError("optimizer.base.momentum=0: Nesterov momentum needs one; add optimizer.base.nesterov=false")
-    if method.kind != "scheduled":
-        values["schedule"] = None
-        optimizer.pop("inner", None)
-    elif "schedule" in optimizer:  # a method that is RST under one schedule has its own
-        values["schedule"] = own = optimizer.pop("schedule")
-        if not isinstance(own, dict) or (own.get("name"), own.get("a")) != ("piecewise", 0) or own.get("b") == 1:
-            raise SettingError(
-                f"optimizer.schedule={own}: late SAM's is piecewise with a=0, and its one choice is "
-                "optimizer.schedule.b below 1, the share of the steps before SAM; optimizer=rst has all schedules"
-            )
-    _check_group("optimizer", optimizer, method.settings, ("base", "inner"))
-    if method.kind != "scheduled":
-        _check_method("optimizer", optimizer, trainer)
+
+def _name(values: dict[str, Any], group: str, choices: Mapping[str, Any]) -> None:
+    """Give a group its name: that of the chosen file or, for a schedule, of its class."""
+    *path, key = group.split(".")
+    for outer in path:
+        values = values[outer]
+    if (chosen := values.get(key)) is None:
         return
-
-    inners = [name for name, each in METHODS.items() if each.kind == "inner"]
-    group = optimizer.get("inner")
-    if isinstance(group, dict) and (unfit := METHODS.get(str(group.get("name")))) and unfit.alone:
-        raise SettingError(f"optimizer/inner={group['name']}: {unfit.alone}; the choices are {', '.join(inners)}")
-    inner = _group(optimizer, "inner", inners, "optimizer/inner")
-    _check_group("optimizer.inner", inner, METHODS[inner["name"]].settings)
-    _check_method("optimizer.inner", inner, trainer)
-    if optimizer["name"] == "grst" and inner.get("beta", 1) < 1:
-        raise SettingError(f"optimizer.inner.beta={inner['beta']}: G-RST mixes the gradients of all tensors; choose 1")
-    schedule = _group(values, "schedule", SCHEDULES)
-    family = SCHEDULES[schedule["name"]]
-    _check_group("schedule", schedule, dict.fromkeys((field.name for field in fields(family)), Any))
-    try:
-        family(**{key: value for key, value in schedule.items() if key != "name"})
-    except ValueError as error:
-        raise SettingError(f"schedule={schedule['name']}: {error}") from error
-    if optimizer["name"] == "grst" and (optimizer["gamma"] is None) == (optimizer["weight"] is None):
-        raise SettingError(
-            f"optimizer.gamma={optimizer['gamma']}, optimizer.weight={optimizer['weight']}: "
-            "give a number for one of them and null for the other"
-        )
-    epochs = trainer.get("epochs")
-    if isinstance(epochs, int) and 0 < epochs <= optimizer["warmup_epochs"]:
-        raise SettingError(
-            f"optimizer.warmup_epochs={optimizer['warmup_epochs']}: leaves no sharpness-aware step "
-            f"in trainer.epochs={epochs}"
-        )
-
-
-def _check_method(where: str, group: dict[str, Any], trainer: dict[str, Any]) -> None:
-    """What holds between the settings of a method and of the training."""
-    epochs = trainer.get("epochs")
-    for key in ("start_epochs", "full_epochs", "sam_epochs", "lag_epochs"):
-        if key in group and isinstance(epochs, int) and 0 < epochs <= group[key]:
-            raise SettingError(
-                f"{where}.{key}={group[key]}: {group['name']} begins after trainer.epochs={epochs}; "
-                f"choose less than {epochs}, or more epochs"
-            )
-    if group.get("form") == "implicit" and trainer.get("precision") != "bf16":
-        raise SettingError(f"{where}.form=implicit: needs trainer.precision=bf16, in which there is a sparse product")
-    for low, high in (("rho_min", "rho_max"), ("f_min", "f_max"), ("n", "m")):
-        if low in group and group[low] > group[high] and group.get("pattern", "n:m") == "n:m":
-            raise SettingError(f"{where}.{low}={group[low]}: is more than {where}.{high}={group[high]}")
-    if group.get("form") == "implicit" and (group["pattern"], group["n"], group["m"]) != ("n:m", 2, 4):
-        raise SettingError(
-            f"{where}.form=implicit: needs {where}.pattern=n:m with n=2, m=4, the one sparse product there is; "
-            "emulated takes any pattern, with dense products"
-        )
-
-
-def _group(values: dict[str, Any], key: str, choices: Iterable[str], where: str = "") -> dict[str, Any]:
-    """The group of settings under `key`, whose name is one of the choices."""
-    group = values.get(key)
-    name = str(group.get("name") if isinstance(group, dict) else group)
-    if not isinstance(group, dict) or name not in choices:
-        raise SettingError(f"{where or key}={name}: the choices are {', '.join(choices)}")
-    return group
-
-
-def _check_group(where: str, group: dict[str, Any], kinds: dict[str, Any], beside: tuple[str, ...] = ()) -> None:
-    """Check the settings of one method and give them their types, in place."""
-    if unknown := sorted(set(group) - set(kinds) - {"name", *beside}):
-        has = ", ".join([*kinds, *(key for key in beside if key not in ("base", "inner"))]) or "none of its own"
-        if unknown[0] in (inner := group.get("inner") or {}):
-            has += f"; {where}.inner.{unknown[0]} is that of {inner['name']}"
-        raise SettingError(f"{where}.{unknown[0]}: {group['name']} has no such setting; it has {has}")
-    for key, kind in kinds.items():
-        if key not in group:
-            raise SettingError(f"{where}.{key}: {group['name']} needs it")
-        try:
-            group[key] = TypeAdapter(kind).validate_python(group[key])
-        except ValidationError as error:
-            raise SettingError(f"{where}.{key}={group[key]}: {_reason(error)}") from error
+    if not isinstance(chosen, dict) or "_target_" not in chosen:
+        file = group.replace(".", "/")
+        raise SettingError(f"{group}={chosen}: should be settings with a _target_; choose a file by {file}=NAME")
+    of_class = str(chosen["_target_"]).rpartition(".")[2].lower()
+    chosen.setdefault("name", of_class if key == "schedule" else choices.get(group.replace(".", "/"), of_class))
 
 
 def _plain(value: Any) -> Any:
@@ -391,15 +283,16 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _reason(error: ValidationError) -> str:
-    message = error.errors(include_url=False)[0]["msg"]
-    return message.removeprefix("Value error, ").replace("Input should be", "should be")
-
-
 def _first_line(error: ValidationError, values: dict[str, Any]) -> str:
     where = error.errors(include_url=False)[0]["loc"]
     value: Any = values
     for key in where:
         value = value.get(key) if isinstance(value, dict) else value
     name = ".".join(map(str, where))
-    return f"{name}: {_reason(error)}" if isinstance(value, dict) else f"{name}={value}: {_reason(error)}"
+    return f"{name}: {what_is_wrong(error)}" if isinstance(value, dict) else f"{name}={value}: {what_is_wrong(error)}"
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The first thing that pydantic found, without its preamble."""
+    message = error.errors(include_url=False)[0]["msg"]
+    return message.removeprefix("Value error, ").replace("Input should be", "should be")

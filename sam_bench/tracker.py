@@ -1,4 +1,4 @@
-"""Weights & Biases beside a run: the same numbers as `metrics.csv`, never their source, and never a reason to stop."""
+"""Weights & Biases: the same numbers as `metrics.csv`, never their source, and never a reason to stop a run."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from sam_bench.settings import Settings
 
 
 class Tracker:
-    """A W&B run, or none. Whatever goes wrong in it is said once and then left alone."""
+    """A W&B run, or none. If W&B fails, it is named once and then left out."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.run: Any = None
@@ -29,9 +29,9 @@ class Tracker:
             name=f"{settings.cell}-seed-{settings.seed}",
             resume="allow",
             group=settings.cell,
-            job_type=settings.optimizer.label,
-            tags=[settings.dataset.label, settings.model.label, *settings.logger.tags],
-            config=settings.model_dump(mode="json"),
+            job_type=settings.optimizer.name,
+            tags=[settings.dataset.label, settings.model.name, *settings.logger.tags],
+            config=settings.dump(),
             reinit="create_new",  # the runs of several seeds are open side by side
             settings=wandb.Settings(silent=True, console="off"),
         )
@@ -39,11 +39,11 @@ class Tracker:
         self.run.define_metric("*", step_metric="propagations")  # methods compare at equal numbers of gradients
 
     def log(self, row: dict[str, Any]) -> None:
-        """An epoch's row; one that W&B has already is left out by it."""
+        """Log an epoch's row. W&B leaves out one that it already has."""
         self._try(lambda: self.run.log(row, step=row["epoch"]))
 
     def finish(self, result: dict[str, Any] | None) -> None:
-        """The end of the run, with its result, or without one if it failed."""
+        """End the run, with its result, or without one if it failed."""
         self._try(lambda: self.run.summary.update(result or {}))
         if self.run is not None:
             with suppress(Exception):
@@ -57,4 +57,4 @@ class Tracker:
         except Exception as error:
             self.failed = True
             reason = " ".join(str(error).split())
-            print(f"warning: logger=wandb: {reason}; training goes on without it", file=sys.stderr)
+            print(f"warning: logger=wandb: {reason}; training continues without it", file=sys.stderr)

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sam_bench import device as devices
+from sam_bench import machine
 from sam_bench.capture import is_capturable
-from sam_bench.closure import Closure
 from sam_bench.errors import SettingError, reason
-from sam_bench.optim.rst import RST
+from sam_bench.optim import RST, BatchClosure
 from sam_bench.run import Run, evaluate
 from sam_bench.settings import Settings
 
@@ -21,22 +20,30 @@ COMPILE_FLOPS = 3e16  # of a training that wins its compilation back on a GPU, b
 
 
 def train(seeds: list[Settings]) -> list[dict[str, Any]]:
-    """Train one setting under one or more seeds, each from its run folder's checkpoint if it has one, side by side.
+    """Train one setting with one or more seeds side by side, each from its checkpoint if there is one.
 
-    A run gives the same as if it had trained alone. Returns what the `result.json` of each holds.
+    A run gives the same results as if it had trained alone.
+
+    Args:
+        seeds: settings that differ in the seed alone.
+
+    Returns:
+        The contents of each run's `result.json`.
 
     Raises:
-        SettingError: something that the settings name cannot be had, or the loss of a run is no longer finite; in the
+        SettingError: something that the settings name does not exist, or the loss of a run is no longer finite. In the
             latter case the other runs are trained to their end.
 
     """
     settings, trainer = seeds[0], seeds[0].trainer
-    device = devices.pick(trainer.device)
-    devices.determinism(trainer.deterministic)
-    devices.keep_freed_memory()
+    device = machine.pick_device(trainer.device)
+    machine.set_determinism(trainer.deterministic)
+    machine.keep_freed_memory()
+    if trainer.compile is not True:
+        machine.leave_compiler_unimported()
     runs = [Run(one, device) for one in seeds]
-    captured = captures(settings, runs[0])
-    compiled, compile_seconds = say_what_is_expected(settings, runs[0], len(runs))
+    captured = should_capture(settings, runs[0])
+    compiled, compile_seconds = print_expectation(settings, runs[0], len(runs))
     failures: list[SettingError] = []
     with ExitStack() as folders:
         for run in runs:
@@ -44,13 +51,14 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
             run.prepare(compiled, captured, compile_seconds)
             if run.done:  # killed between its last checkpoint and its result
                 run.finish()
+                run.release()
         steps = sum(run.steps for run in runs)
         done = sum(run.epoch * run.steps_per_epoch for run in runs)
         bar = folders.enter_context(tqdm(total=steps, initial=done, unit="step", disable=None, leave=False))
         while not all(run.done for run in runs):
             epoch = min(run.epoch for run in runs)  # after a kill, some seeds may be one epoch ahead
             together = [run for run in runs if run.epoch == epoch]
-            devices.reset_peak_memory(device)
+            machine.reset_peak_memory(device)
             start = time.perf_counter()
             for run in together:
                 with run.on_stream():
@@ -62,15 +70,16 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                 aware = together[0].optimizer.sharpness_aware_steps / (epoch * together[0].steps_per_epoch + step + 1)
                 bar.set_postfix_str(f"{aware:.0%} sharpness-aware", False)
                 bar.update(len(together))
-            devices.wait_for(device)  # deliberate, for the clock; within the epoch nothing waits
+            machine.wait_for(device)  # deliberate, for the clock; nothing waits within the epoch
             seconds = (time.perf_counter() - start) / len(together)
-            peak_memory = devices.peak_memory(device)
+            peak_memory = machine.peak_memory(device)
             for run in together:
                 try:
                     row = run.end(seconds, len(together), peak_memory)
                 except SettingError as error:
                     failures.append(error)
                     runs.remove(run)
+                    run.release()
                     continue
                 bar.write(
                     f"{f'seed {run.settings.seed}  ' if len(seeds) > 1 else ''}"
@@ -79,22 +88,23 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                 )
                 if run.done:
                     run.finish()
+                    run.release()
     if failures:
         raise SettingError("; ".join(map(str, failures)))
     return [run.result for run in runs if run.result]
 
 
-def captures(settings: Settings, run: Run) -> bool:
-    """Whether steps are replayed from CUDA graphs: `trainer.cuda_graphs`.
+def should_capture(settings: Settings, run: Run) -> bool:
+    """Whether to replay steps from CUDA graphs: `trainer.cuda_graphs`.
 
     Raises:
-        SettingError: it is asked for where it cannot be had.
+        SettingError: they were asked for and are impossible.
 
     """
     wanted, base = settings.trainer.cuda_graphs, type(run.optimizer.innermost).__name__
     possible = run.device.type == "cuda" and is_capturable(run.optimizer)
     if wanted is True and not possible:
-        method = settings.optimizer.inner.name if settings.optimizer.inner else settings.optimizer.label
+        method = method_name(settings)
         why = f"there are none on {run.device}"
         if run.device.type == "cuda":
             why = f"{base if run.optimizer.capturable else method} decides on the host from step to step"
@@ -102,13 +112,14 @@ def captures(settings: Settings, run: Run) -> bool:
     return possible and wanted is not False
 
 
-def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool, float]:
-    """Print the cost that is expected, in propagations and, from a few steps of a copy, in seconds; compile if asked.
+def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, float]:
+    """Print the expected cost in propagations and, from a few steps of a copy, in seconds. Compile if asked.
 
-    Returns whether the run is compiled, and the seconds that this took.
+    Returns:
+        Whether the run is compiled, and the seconds that this took.
 
     Raises:
-        SettingError: model, images and optimizer do not work together: here they meet for the first time.
+        SettingError: model, images and optimizer do not work together. Here they meet for the first time.
 
     """
     trainer, dataset, device = settings.trainer, run.dataset, run.device
@@ -117,20 +128,20 @@ def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool
     probe, best, compile_seconds = copy.deepcopy(run.closure), math.inf, 0.0
     optimizer: Any = probe.optimizer
     if isinstance(optimizer, RST):
-        optimizer = optimizer.inner  # no coin should decide whether its step is looked at
-    # as the data set's own lie in memory, which a compilation depends on
+        optimizer = optimizer.inner  # its step is to be timed, whatever the coin
+    # in the memory format of the data set's own, which a compilation depends on
     shape = (trainer.batch_size, dataset.image_size, dataset.image_size, dataset.channels)
     images = torch.ones(shape, device=device).permute(0, 3, 1, 2)
     labels = torch.full(shape[:1], dataset.classes - 1, device=device)
     examples = torch.arange(trainer.batch_size, device=device) if dataset.knows_examples else None
 
     def seconds(step: int) -> float:
-        optimizer.t = step  # the first and the last of a method may differ in kind
+        optimizer.t = step  # the first and the last step of a method may differ
         start = time.perf_counter()
         probe.batch(images, labels, examples)
         optimizer.step(probe)
         probe.correct()
-        devices.wait_for(device)
+        machine.wait_for(device)
         return time.perf_counter() - start
 
     try:
@@ -139,47 +150,55 @@ def say_what_is_expected(settings: Settings, run: Run, seeds: int) -> tuple[bool
             best = min(best, seconds(step) / (optimizer.propagations + optimizer.forwards / 3 - before))
             if step and best * run.steps * cost < 10:
                 break  # too short a training to look closer
-        start = time.perf_counter()
-        evaluate(probe.model, [(images, labels)], trainer.precision == "bf16")
+        for _ in range(2):  # the first one is cold
+            start = time.perf_counter()
+            evaluate(probe.model, [(images, labels)], trainer.precision == "bf16")
         testing = (time.perf_counter() - start) * dataset.test_size / trainer.batch_size * trainer.epochs
-        compiled = compiles(settings, run, probe, cost)
+        compiled = should_compile(settings, run, probe, cost)
         if compiled:
-            # a compilation of another run of the process would count against the limit of variants of one function, or
-            # make this one a compilation for all sizes: other bits than those of a process of its own
+            # Compilations of other runs in this process would count towards the limit of variants per function, or
+            # make this one a compilation for all sizes, with other bits than in a process of its own.
             torch._dynamo.reset()
+            torch.use_deterministic_algorithms(trainer.deterministic)  # tells the compiler, too
             probe.model.train()
             probe.compile()
             compile_seconds = seconds(0) + seconds(run.steps - 1)
     except SettingError:
         raise
     except Exception as error:  # whatever a model or an optimizer of others raises, the settings are the reason
-        names = f"model={settings.model.label}, dataset={settings.dataset.label}, optimizer={settings.optimizer.label}"
+        names = f"model={settings.model.name}, dataset={settings.dataset.label}, optimizer={settings.optimizer.name}"
         raise SettingError(f"{names}: {reason(error)}") from error
     how = f", compiled in {compile_seconds:.0f} s" if compiled else ""
     print(
-        f"{run.steps} steps of {trainer.batch_size} images, {expected:.4f} propagations a step expected: "
+        f"{run.steps} steps of {trainer.batch_size} images, {expected:.4f} propagations per step expected: "
         f"about {best * run.steps * cost * seeds:.0f} s of training and {testing * seeds:.0f} s of testing "
         f"in all on {device}{how}"
     )
     return compiled, compile_seconds
 
 
-def compiles(settings: Settings, run: Run, probe: Closure, cost: float) -> bool:
-    """Whether the closure is compiled: `trainer.compile`; auto: on a GPU, where it has more than COMPILE_FLOPS to do.
+def should_compile(settings: Settings, run: Run, probe: BatchClosure, cost: float) -> bool:
+    """Whether to compile the closure: `trainer.compile`. `auto`: on a GPU, for trainings of over COMPILE_FLOPS.
 
-    A function of the settings and not of a clock, so that a resumed run chooses the same. On a CPU it takes longer to
-    compile, gains less and needs a C++ compiler.
+    It depends on the settings and not on a clock, so that a resumed run chooses the same. On a CPU compiling takes
+    longer, gains less and needs a C++ compiler.
 
     Raises:
-        SettingError: it is asked for where a method changes from step to step what is to be compiled.
+        SettingError: it was asked for, and the method changes what is compiled from step to step.
 
     """
     wanted = settings.trainer.compile
     if not run.optimizer.compilable:
         if wanted is True:
-            label = settings.optimizer.inner.name if settings.optimizer.inner else settings.optimizer.label
-            raise SettingError(f"trainer.compile=true: {label} changes its backward; choose auto or false")
+            raise SettingError(
+                f"trainer.compile=true: {method_name(settings)} changes its backward; choose auto or false"
+            )
         return False
     if wanted != "auto":
         return wanted
     return run.device.type == "cuda" and probe.flops() * run.steps * cost > COMPILE_FLOPS
+
+
+def method_name(settings: Settings) -> str:
+    """The sharpness-aware method: the inner one if there is one."""
+    return settings.optimizer.inner.name if settings.optimizer.inner else settings.optimizer.name

@@ -4,18 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from sam_bench import __main__
-from sam_bench.settings import Settings
+from sam_bench.configuration import compose_settings as settings
 
-# 10 steps an epoch, a fraction of a second
+__all__ = ["TINY", "Command", "command", "settings"]
+
+# 10 steps per epoch, a fraction of a second
 TINY = ["logger=none", "dataset.subset=320", "trainer.batch_size=32", "trainer.epochs=3"]
-
-
-def settings(*overrides: str) -> Settings:
-    with initialize_config_dir(str(__main__.CONF), version_base="1.3"):
-        return Settings.of(compose("config", list(overrides)))
 
 
 class Command:

@@ -11,22 +11,34 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from sam_bench.data.device import Arrays
+from sam_bench.data import Arrays
 from sam_bench.errors import SettingError
-from sam_bench.settings import DatasetSettings
 
 
-def load(settings: DatasetSettings) -> Arrays:
-    """50,000 training and 10,000 test images.
+def cifar10(root: Path | None) -> Arrays:
+    """50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
 
     Raises:
         SettingError: a file is broken, or the set is missing and cannot be downloaded.
 
     """
-    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[settings.name]
-    if settings.root is None:
-        raise SettingError(f"dataset.root=null: {settings.name} needs the folder that holds it")
-    train, test = (_open(kind, settings.root, part) for part in (True, False))
+    return _load(CIFAR10, root)
+
+
+def cifar100(root: Path | None) -> Arrays:
+    """50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes.
+
+    Raises:
+        SettingError: a file is broken, or the set is missing and cannot be downloaded.
+
+    """
+    return _load(CIFAR100, root)
+
+
+def _load(dataset: type[CIFAR10], root: Path | None) -> Arrays:
+    if root is None:
+        raise SettingError(f"dataset.root=null: {dataset.base_folder} needs the folder that holds it")
+    train, test = (_open(dataset, root, is_training) for is_training in (True, False))
     return Arrays(
         torch.from_numpy(train.data),
         torch.tensor(train.targets),
@@ -36,19 +48,19 @@ def load(settings: DatasetSettings) -> Arrays:
     )
 
 
-def _open(kind: type[CIFAR10], root: Path, train: bool) -> CIFAR10:
+def _open(dataset: type[CIFAR10], root: Path, is_training: bool) -> CIFAR10:
     try:
-        return kind(str(root), train=train, download=False)
+        return dataset(str(root), train=is_training, download=False)
     except RuntimeError:  # not there, or broken
-        for name, md5 in [*kind.train_list, *kind.test_list]:
-            file = root / kind.base_folder / name
+        for name, md5 in [*dataset.train_list, *dataset.test_list]:
+            file = root / dataset.base_folder / name
             if file.exists() and not check_integrity(str(file), md5):
                 raise SettingError(f"dataset.root={root}: {file} is broken (its md5 is not {md5}); delete it") from None
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                return kind(str(root), train=train, download=True)
+                return dataset(str(root), train=is_training, download=True)
         except (OSError, RuntimeError) as error:
             raise SettingError(
-                f"dataset.root={root}: no {kind.base_folder} there, and the download failed ({error}); "
+                f"dataset.root={root}: no {dataset.base_folder} there, and the download failed ({error}); "
                 "put it there, or name its folder with dataset.root or SAM_BENCH_DATA"
             ) from error

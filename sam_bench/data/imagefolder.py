@@ -1,6 +1,6 @@
-"""Any tree of train/CLASS/IMAGE and val/CLASS/IMAGE, such as ImageNet or Tiny ImageNet, through timm's loader.
+"""Any tree of train/CLASS/IMAGE and val/CLASS/IMAGE, such as ImageNet, through timm's loader.
 
-Training takes timm's standard random resized crop and flip, testing its centre crop; both normalise with ImageNet's
+Training uses timm's standard random resized crop and flip, testing its center crop; both normalize with ImageNet's
 statistics, as timm's own recipes do.
 """
 
@@ -8,6 +8,7 @@ import copy
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,44 +16,71 @@ import torch
 from timm.data import ImageDataset, create_loader
 from torch import Tensor
 
-from sam_bench.data.sampling import balanced_subset, check_batch, derived_seed
+from sam_bench.data.sampling import balanced_subset, check_batch
 from sam_bench.errors import SettingError, reason
-from sam_bench.settings import DatasetSettings
+from sam_bench.optim.checks import require_integer
+from sam_bench.optim.seeding import derived_seed
 
 
-class ImageFolderData:
-    """The batches of a folder of images, see `sam_bench.data.Data`."""
+class ImageFolder:
+    """The batches of a folder of images, see `sam_bench.data.Data`.
 
-    knows_examples = False  # the loader does not say
+    Args:
+        root: holds train/ and val/.
+        image_size: side of the crops in pixels.
+        workers: processes that read and crop; 0: the main process does.
+        subset: how many of the training images to use, class-balanced; None: all.
+        batch_size, device, seed: of the training.
+
+    Raises:
+        SettingError: the folder cannot be used.
+
+    """
+
+    knows_examples = False  # the loader does not tell
     channels = 3
 
-    def __init__(self, settings: DatasetSettings, batch_size: int, device: torch.device, seed: int) -> None:
-        if settings.root is None or settings.image_size is None:
-            raise SettingError("dataset.root, dataset.image_size: imagefolder needs both")
-        parts = {}
+    def __init__(
+        self,
+        root: Path | None,
+        *,
+        image_size: int = 224,
+        workers: int = 4,
+        subset: int | None = None,
+        batch_size: int,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        if root is None:
+            raise SettingError("dataset.root=null: imagefolder needs the folder that holds train/ and val/")
+        require_integer("image_size", image_size, low=1)
+        require_integer("workers", workers, low=0)
+        if subset is not None:
+            require_integer("subset", subset, low=1)
+        images = {}
         for part in ("train", "val"):
-            folder = settings.root / part
+            folder = root / part
             if not folder.is_dir():
-                raise SettingError(f"dataset.root={settings.root}: it needs a folder {part}/ of class folders")
+                raise SettingError(f"dataset.root={root}: it needs a folder {part}/ of class folders")
             try:
-                parts[part] = ImageDataset(str(folder))
+                images[part] = ImageDataset(str(folder))
             except RuntimeError as error:  # no image in it
-                raise SettingError(f"dataset.root={settings.root}: {reason(error)}") from error
-        train, val = (parts[part].reader for part in ("train", "val"))
+                raise SettingError(f"dataset.root={root}: {reason(error)}") from error
+        train, val = (images[part].reader for part in ("train", "val"))
         if train.class_to_idx != val.class_to_idx:
             odd = sorted(set(train.class_to_idx) ^ set(val.class_to_idx))
-            raise SettingError(f"dataset.root={settings.root}: in only one of train/ and val/: {', '.join(odd[:5])}")
+            raise SettingError(f"dataset.root={root}: in only one of train/ and val/: {', '.join(odd[:5])}")
         labels = torch.tensor([label for _, label in train.samples])
-        train.samples = [train.samples[i] for i in balanced_subset(labels, settings.subset).tolist()]
+        train.samples = [train.samples[i] for i in balanced_subset(labels, subset).tolist()]
         check_batch(batch_size, len(train.samples))
 
-        self.seed, self.device, self.train_images = seed, device, parts["train"]
+        self.seed, self.device, self.train_images = seed, device, images["train"]
         self.fetched: tuple[Tensor, Tensor] | None = None
-        self.classes, self.image_size = len(train.class_to_idx), settings.image_size
+        self.classes, self.image_size = len(train.class_to_idx), image_size
         self.train_size, self.test_size = len(train.samples), len(val.samples)
         self.steps_per_epoch = self.train_size // batch_size
-        self.settings, self.batch_size = settings, batch_size
-        self.train_loader, self.test_loader = self.loader(parts["train"], True), self.loader(parts["val"], False)
+        self.workers, self.batch_size = workers, batch_size
+        self.train_loader, self.test_loader = self.loader(images["train"], True), self.loader(images["val"], False)
 
     def loader(self, images: ImageDataset, is_training: bool) -> Any:
         """Timm's loader of a folder."""
@@ -62,18 +90,18 @@ class ImageFolderData:
             batch_size=self.batch_size,
             is_training=is_training,
             color_jitter=0.0,
-            num_workers=min(self.settings.workers, os.cpu_count() or 1),
+            num_workers=min(self.workers, os.cpu_count() or 1),
             pin_memory=self.device.type == "cuda",
             device=self.device,
             persistent_workers=False,  # fresh workers take the epoch's seed, which an exact resume needs
         )
 
     def start(self, epoch: int) -> None:
-        """The workers start with the first batch."""
+        """Prepare an epoch. The workers start with the first batch."""
         self.batches, self.next = iter(self.train_loader), epoch * self.steps_per_epoch
 
     def fetch(self) -> None:
-        """Take what the workers have ready; they, and without them the transforms, follow the global generators."""
+        """Take the next batch of the workers. Their transforms follow the global generators."""
         seed = derived_seed("augmentation", self.seed, self.next)
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -88,12 +116,12 @@ class ImageFolderData:
             self.fetched = images, labels
 
     def batch(self) -> tuple[Tensor, Tensor, None]:
-        """The batch that was fetched; the loader does not say which images they are."""
+        """The fetched batch."""
         assert self.fetched
         return *self.fetched, None
 
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Training images as testing would crop them."""
+        """Training images with the center crop of testing."""
         order = torch.randperm(self.train_size, generator=torch.Generator().manual_seed(seed))
         some = copy.copy(self.train_images)
         some.reader = copy.copy(some.reader)

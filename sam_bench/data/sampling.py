@@ -1,6 +1,4 @@
-"""Seeds and subsets."""
-
-import hashlib
+"""Subsets and batch sizes."""
 
 import torch
 from torch import Tensor
@@ -8,18 +6,10 @@ from torch import Tensor
 from sam_bench.errors import SettingError
 
 
-def derived_seed(purpose: str, seed: int, moment: int = 0) -> int:
-    """A seed for one purpose in one epoch or step, unlike all others.
-
-    Since whatever is random follows from it, no generator's state need be kept for an exact resume.
-    """
-    return int.from_bytes(hashlib.sha256(f"{purpose} {seed} {moment}".encode()).digest()[:6])
-
-
 def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
-    """Sorted indices of a class-balanced `size` of the examples, the same at every call; all of them for None.
+    """Sorted indices of a class-balanced subset of `size` examples, the same at every call; all of them for None.
 
-    Classes differ by one at most in what they give, unless one of them has too few examples.
+    The numbers of examples per class differ by at most one, unless a class has too few.
 
     Raises:
         SettingError: there are fewer examples.
@@ -38,6 +28,11 @@ def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
 
 
 def check_batch(batch_size: int, train_size: int) -> None:
-    """Refuse a batch that the training set cannot fill."""
+    """Refuse a batch that is larger than the training set.
+
+    Raises:
+        SettingError: it is.
+
+    """
     if batch_size > train_size:
         raise SettingError(f"trainer.batch_size={batch_size}: is more than the {train_size} training images")

@@ -7,8 +7,6 @@ The shortcut pools where the image shrinks and pads the new channels with zeros.
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from sam_bench.models.register import register
-
 
 class PyramidBlock(nn.Module):
     """BN, convolution, BN, ReLU, convolution, BN, with a shortcut that has no weights."""
@@ -60,7 +58,6 @@ class PyramidNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-@register
-def cifar_pyramidnet110(num_classes: int = 10, in_chans: int = 3) -> PyramidNet:
+def pyramidnet110(num_classes: int = 10, in_chans: int = 3) -> PyramidNet:
     """PyramidNet-110 with α = 270, 28.5 M parameters for 10 classes."""
     return PyramidNet(110, 270, num_classes, in_chans)

@@ -7,8 +7,6 @@ sharpness-aware literature trains.
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from sam_bench.models.register import register
-
 
 def _cifar_stem(model: ResNet, in_chans: int) -> ResNet:
     model.conv1 = nn.Conv2d(in_chans, 64, kernel_size=3, stride=1, padding=1, bias=False)
@@ -17,13 +15,11 @@ def _cifar_stem(model: ResNet, in_chans: int) -> ResNet:
     return model
 
 
-@register
-def cifar_resnet18(num_classes: int = 10, in_chans: int = 3) -> ResNet:
+def resnet18(num_classes: int = 10, in_chans: int = 3) -> ResNet:
     """ResNet-18, 11.17 M parameters for 10 classes."""
     return _cifar_stem(ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, in_chans=in_chans), in_chans)
 
 
-@register
-def cifar_resnet50(num_classes: int = 10, in_chans: int = 3) -> ResNet:
+def resnet50(num_classes: int = 10, in_chans: int = 3) -> ResNet:
     """ResNet-50, 23.52 M parameters for 10 classes."""
     return _cifar_stem(ResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, in_chans=in_chans), in_chans)

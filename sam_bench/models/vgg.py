@@ -5,11 +5,8 @@ Simonyan & Zisserman: Very Deep Convolutional Networks for Large-Scale Image Rec
 
 from torch import nn
 
-from sam_bench.models.register import register
 
-
-@register
-def cifar_vgg11_bn(num_classes: int = 10, in_chans: int = 3) -> nn.Sequential:
+def vgg11_bn(num_classes: int = 10, in_chans: int = 3) -> nn.Sequential:
     """VGG-11-BN, 9.23 M parameters for 10 classes; the image's side must be 32 or more."""
     layers: list[nn.Module] = []
     channels = in_chans

@@ -9,8 +9,6 @@ from itertools import pairwise
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from sam_bench.models.register import register
-
 
 class PreActBlock(nn.Module):
     """BN, ReLU, 3 x 3 convolution, twice; where the shape changes, a 1 x 1 convolution of the activated input."""
@@ -59,19 +57,16 @@ class WideResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-@register
-def cifar_small_resnet(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
+def small_resnet(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
     """The default: ten layers of 16, 32 and 64 channels, 78 k parameters; trains on a CPU in seconds."""
     return WideResNet(10, 1, num_classes, in_chans)
 
 
-@register
-def cifar_wrn16_4(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
+def wrn16_4(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
     """WRN-16-4, 2.7 M parameters for 10 classes."""
     return WideResNet(16, 4, num_classes, in_chans)
 
 
-@register
-def cifar_wrn28_10(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
+def wrn28_10(num_classes: int = 10, in_chans: int = 3) -> WideResNet:
     """WRN-28-10, 36.5 M parameters for 10 classes."""
     return WideResNet(28, 10, num_classes, in_chans)

@@ -1,25 +1,24 @@
-"""AE-LookSAM: LookSAM whose sharpness-aware steps AE-SAM's policy chooses, in the place of each k-th.
+"""AE-LookSAM: LookSAM whose sharpness-aware steps are chosen by AE-SAM's policy instead of a period.
 
 Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023, arXiv 2304.14647.
 
-    x_t ≥ μ + c_tσ:  a step of SAM, which keeps g_v = gₛ - (⟨gₛ, g⟩/‖g‖²) g
+    x_t ≥ μ + c_tσ:  a SAM step, which keeps g_v = gₛ - (⟨gₛ, g⟩/‖g‖²) g
     else:            the base steps along g + α(‖g‖/‖g_v‖) g_v
 
-Policy: see `aesam`; since its mean starts at 0, the first step is a sharpness-aware one (at δ = 0.9 for any c up to 3),
-so that there is a g_v; before one g_v is 0. Reuse: see `looksam`. Cost: AE-SAM's. Memory: LookSAM's. State: g_v, mean
-and variance.
-Deviations: those of the two. Waits for the device once a step, as AE-SAM does.
+Policy: see `aesam`. Reuse: see `looksam`. Since the mean starts at 0, the first step is a SAM step (at δ = 0.9 for any
+c up to 3), so there is a g_v from then on; before that it is 0.
+Deviations: those of the two.
 """
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.aesam import ByPolicy, Policy
-from sam_bench.optim.descent import Closure
+from sam_bench.optim.aesam import Policy, PolicySAM
+from sam_bench.optim.closure import Closure
 from sam_bench.optim.looksam import LookSAM
 
 
-class AELookSAM(ByPolicy, LookSAM):
+class AELookSAM(PolicySAM, LookSAM):
     """AE-LookSAM around `base`.
 
     Args:
@@ -29,11 +28,15 @@ class AELookSAM(ByPolicy, LookSAM):
 
     """
 
+    paper = "Jiang et al., arXiv 2304.14647"
+    state_contents = "g_v, mean and variance of ‖g‖²"
+
     def __init__(
         self,
         base: Optimizer,
-        total_steps: int,
         rho: float = 0.05,
+        *,
+        total_steps: int,
         lambda_1: float = -1.0,
         lambda_2: float = 1.0,
         delta: float = 0.9,

@@ -5,12 +5,11 @@ Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimizat
     x_t = ‖∇L_B(θ)‖²
     μ ← δμ + (1 - δ)x_t        σ² ← δσ² + (1 - δ)(x_t - μ)²        μ = σ² = 0 at first
     c_t = (t/T)λ₁ + (1 - t/T)λ₂
-    x_t ≥ μ + c_tσ:  a step of SAM, its first pass being the one above;  else a step of the base along g
+    x_t ≥ μ + c_tσ:  a SAM step, whose first pass is the one above;  else a base step along g
 
-Cost: 1 to 2 propagations; 1.5 on average if x_t were normally distributed and λ₁ = -λ₂. Memory: SAM's.
-Deviations: none known; we know no code of the authors, the order of the updates follows three third-party renderings
-that agree. No `ascent_share`: the first pass is the whole gradient of the steps that are not sharpness-aware.
-Waits for the device once a step: whether there is a second pass follows from a number that is there.
+The expected cost is 1.5 if x_t is normally distributed and λ₁ = -λ₂.
+Deviations: none known. No code of the authors is known to us; the order of the updates follows three third-party
+implementations that agree. There is no `ascent_share`, since the first pass is the whole gradient of the base steps.
 """
 
 from statistics import NormalDist, fmean
@@ -20,23 +19,24 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import Closure, require
+from sam_bench.optim.checks import require_integer, require_number
+from sam_bench.optim.closure import Closure
 from sam_bench.optim.sam import SAM
 
 
 class Policy:
-    """Which ‖g‖² are large; see above. Numbers of the host, in double precision."""
+    """Decides which ‖g‖² are large, in double precision on the host."""
 
     def __init__(self, total_steps: int, lambda_1: float, lambda_2: float, delta: float) -> None:
-        require("total_steps", total_steps, low=1)
-        require("lambda_1", lambda_1)
-        require("lambda_2", lambda_2)
-        require("delta", delta, low=0, high=1)
+        require_integer("total_steps", total_steps, low=1)
+        require_number("lambda_1", lambda_1)
+        require_number("lambda_2", lambda_2)
+        require_number("delta", delta, low=0, below=1)
         self.total_steps, self.lambda_1, self.lambda_2, self.delta = total_steps, lambda_1, lambda_2, delta
         self.mu, self.variance = 0.0, 0.0
 
     def asks_for_sam(self, x: float, t: int) -> bool:
-        """Whether x = ‖g‖² is large at step t; mean and variance move on."""
+        """Whether x = ‖g‖² is large at step t. Updates mean and variance."""
         delta, s = self.delta, min(t / self.total_steps, 1.0)
         self.mu = delta * self.mu + (1 - delta) * x
         self.variance = delta * self.variance + (1 - delta) * (x - self.mu) ** 2
@@ -45,61 +45,68 @@ class Policy:
 
     @property
     def expected_share(self) -> float:
-        """Of steps of SAM, if x_t were normally distributed."""
+        """The share of SAM steps if x_t is normally distributed."""
         grid = [(i + 0.5) / 100 for i in range(100)]
         return fmean(1 - NormalDist().cdf(s * self.lambda_1 + (1 - s) * self.lambda_2) for s in grid)
 
 
-class ByPolicy(SAM):
-    """What the methods that follow a `policy` share; each sets its own."""
+class PolicySAM(SAM):
+    """What the methods that follow a `policy` share. Each sets its own."""
 
-    schedulable = False
+    cost = "1 to 2, about 1.5"
+    unschedulable = "it chooses its sharpness-aware steps itself, by ‖g‖"
+    waits = "the norm decides on the second pass"
     capturable = False
     policy: Policy
 
     def asks_for_sam(self) -> bool:
-        """Whether the gradient that is there is large. Waits for the device."""
-        x = get_total_norm(self.grads(self.params_with_grad())).item() ** 2  # deliberate: the host has to choose
+        """Whether the gradient in `.grad` is large."""
+        x = get_total_norm(self.grads(self.params_with_grad())).item() ** 2  # deliberate wait: the host has to choose
         return self.policy.asks_for_sam(x, self.t)
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """If ‖g‖² were normally distributed."""
+        """If ‖g‖² is normally distributed."""
         return 1 + self.policy.expected_share
 
     def own_state(self) -> dict[str, Any]:
-        """With mean and variance."""
+        """Mean and variance, too."""
         return {**super().own_state(), "mu": self.policy.mu, "variance": self.policy.variance}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back what `own_state` gave."""
+        """Load what `own_state` returned."""
         super().load_own_state(state)
         self.policy.mu, self.policy.variance = state["mu"], state["variance"]
 
 
-class AESAM(ByPolicy):
+class AESAM(PolicySAM):
     """AE-SAM around `base`.
 
     Args:
         base, rho, model: see `SAM`.
         total_steps: T ≥ 1.
-        lambda_1: λ₁, of the last step: -1 asks for a gradient no more than one σ below the mean.
-        lambda_2: λ₂, of the first.
-        delta: δ in [0, 1], the decay of mean and variance.
+        lambda_1: λ₁, the threshold of the last step in σ: with -1, all gradients down to one σ below the mean are
+            large.
+        lambda_2: λ₂, the threshold of the first step.
+        delta: δ in [0, 1), the decay of mean and variance.
 
     """
+
+    paper = "Jiang et al., arXiv 2304.14647"
+    state_contents = "mean and variance of ‖g‖²"
 
     def __init__(
         self,
         base: Optimizer,
-        total_steps: int,
         rho: float = 0.05,
+        *,
+        total_steps: int,
         lambda_1: float = -1.0,
         lambda_2: float = 1.0,
         delta: float = 0.9,
         model: nn.Module | None = None,
     ) -> None:
-        super().__init__(base, rho, model)
+        super().__init__(base, rho, model=model)
         self.policy = Policy(total_steps, lambda_1, lambda_2, delta)
 
     def gradient(self, closure: Closure) -> Tensor:

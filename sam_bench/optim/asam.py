@@ -1,4 +1,4 @@
-"""ASAM: adaptive sharpness-aware minimization, whose neighbourhood scales with the weights.
+"""ASAM: adaptive sharpness-aware minimization, whose neighborhood scales with the weights.
 
 Kwon, Kim, Park, Choi: ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks,
 arXiv 2102.11600.
@@ -7,9 +7,9 @@ arXiv 2102.11600.
     ε = ρ T²g/‖Tg‖₂
     θ ← base step from θ along ∇L_B(θ + ε)
 
-Cost and memory: SAM's. As in the authors' code, a weight is a parameter whose name says so: those of convolutions,
-linear layers and norms, and not biases, position embeddings and class tokens.
-Deviations: none; η = 0.01 is the default of their class, their example script has 0.
+As in the authors' code, a weight is a parameter whose name contains "weight": those of convolutions, linear layers and
+normalization layers, but not biases, position embeddings and class tokens.
+Deviations: none. η = 0.01 is the default of the authors' class; their example script has 0.
 """
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import TINY, require
+from sam_bench.optim.checks import ArgumentError, require_number
 from sam_bench.optim.sam import SAM
 
 
@@ -25,32 +25,36 @@ class ASAM(SAM):
     """ASAM around `base`.
 
     Args:
-        base, rho, ascent_share: see `SAM`; ρ is of another size here, a share of the weights.
-        eta: η ≥ 0, so that a weight of 0 moves too.
-        model: whose names say what is a weight, and where BatchNorm layers are to be found.
+        base, ascent_share: see `SAM`.
+        rho: ρ ≥ 0. Its size differs from SAM's: it is relative to the weights.
+        eta: η ≥ 0, so that a weight of 0 is perturbed too.
+        model: required; its parameter names tell which parameters are weights.
 
     Raises:
-        ValueError: there is no model.
+        ArgumentError: there is no model.
 
     """
+
+    paper = "Kwon et al., arXiv 2102.11600"
 
     def __init__(
         self,
         base: Optimizer,
         rho: float = 0.5,
+        *,
         eta: float = 0.01,
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("eta", eta, low=0)
+        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        require_number("eta", eta, low=0)
         if model is None:
-            raise ValueError("Invalid model: None (the model, whose names say which parameters are weights)")
-        super().__init__(base, rho, model, ascent_share)
+            raise ArgumentError("model", None, "the model, whose parameter names tell which are weights")
         self.eta = eta
         self.weights = {p for name, p in model.named_parameters() if "weight" in name}
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε, in the memory of g; T in the buffer that holds θ from the perturbation on."""
+        """ε, in the memory of g; T in the buffer that will hold θ."""
         grads = self.grads(params)
         weights = [p for p in params if p in self.weights]
         if weights:
@@ -62,5 +66,5 @@ class ASAM(SAM):
         norm = get_total_norm(grads)  # ‖Tg‖
         if weights:
             torch._foreach_mul_(g, T)
-        torch._foreach_mul_(grads, self.rho / (norm + TINY))
+        self.scale(params, grads, norm)
         return grads

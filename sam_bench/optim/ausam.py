@@ -4,15 +4,14 @@ Deng, Pang, Zhang, Wang: Asymptotic Unbiased Sample Sampling to Speed Up Sharpne
 
     a_i = running mean of |ℓᵢ(θ + ε) - ℓᵢ(θ)| over the steps that drew example i
     s_i = f_min + (F - f_min)(a_i - min a)/(max a - min a)      over the batch;  F rises from f_min to f_max in a ramp
-    S  ⊂ B: a share of it, drawn without replacement with probabilities in proportion to s_i
+    S  ⊂ B: a share of it, drawn without replacement with probabilities proportional to s_i
     ε = ρ g/‖g‖₂,   g = ∇L_S(θ)
     θ ← base step from θ along ∇L_S(θ + ε)
 
-Over the first epochs S = B; until it is measured a_i = 1. Cost: 2·share propagations. Memory: one copy of the weights
-(θ). State: a_i and how often it was measured, of each example of the training set.
-Deviations: the ramp moves every step, theirs every epoch; where all a_i are equal, so are the s_i (theirs divide by 0).
-As in their code the drawn losses are not re-weighted. `ascent_share` < 1: the first pass sees that share of S, in the
-order of the draw, and a_i moves for those. The draw of step t follows from (seed, t).
+In the first epochs S = B. Until example i has been measured, a_i = 1.
+Deviations: the ramp moves every step, theirs every epoch. Where all a_i are equal, so are the s_i (theirs divide by 0).
+As in their code, the drawn losses are not re-weighted. With `ascent_share` < 1 the first pass sees that share of S, in
+the order of the draw, and a_i moves for those. The draw of step t follows from (seed, t).
 """
 
 from typing import Any
@@ -21,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.data.sampling import derived_seed
-from sam_bench.optim.descent import TINY, Closure, SampleClosure, number_of, require
+from sam_bench.optim.checks import ArgumentError, require_integer, require_number
+from sam_bench.optim.closure import Closure, SampleClosure
+from sam_bench.optim.descent import TINY, number_of
 from sam_bench.optim.sam import SAM
+from sam_bench.optim.seeding import derived_seed
 
 
 class AUSAM(SAM):
@@ -31,22 +32,29 @@ class AUSAM(SAM):
 
     Args:
         base, rho, model, ascent_share: see `SAM`.
-        train_size: examples of the training set.
+        train_size: number of examples in the training set.
         share: of the batch, in (0, 1]; 1 is SAM.
         f_min: the smallest s, > 0.
-        f_max: the largest, at the end of the ramp.
-        ramp_steps: over which the largest s rises from f_min.
-        full_steps: first steps with S = B.
+        f_max: the largest s, reached at the end of the ramp.
+        ramp_steps: steps in which the largest s rises from f_min to f_max.
+        full_steps: number of first steps with S = B.
         total_steps: T, for the expected cost.
-        seed: of the draws.
+        seed: of the draws, ≥ 0.
 
     """
+
+    paper = "Deng et al., arXiv 2406.08001"
+    cost = "(1 + ascent_share) · share; on whole batches in the first full_epochs"
+    state_contents = "two numbers per training example"
+    samplewise = True
+    whole_first_pass = False
 
     def __init__(
         self,
         base: Optimizer,
-        train_size: int,
         rho: float = 0.1,
+        *,
+        train_size: int,
         share: float = 0.5,
         f_min: float = 0.1,
         f_max: float = 0.5,
@@ -57,46 +65,51 @@ class AUSAM(SAM):
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("train_size", train_size, low=1)
-        require("ramp_steps", ramp_steps, low=0)
-        require("full_steps", full_steps, low=0)
-        require("share", share, above=0, high=1)
-        require("f_min", f_min, above=0)
-        require("f_max", f_max, low=f_min)
-        super().__init__(base, rho, model, ascent_share)
+        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        require_integer("train_size", train_size, low=1)
+        require_integer("ramp_steps", ramp_steps, low=0)
+        require_integer("full_steps", full_steps, low=0)
+        require_number("share", share, above=0, high=1)
+        require_number("f_min", f_min, above=0)
+        require_number("f_max", f_max, above=0)
+        require_integer("seed", seed, low=0)
+        if f_min > f_max:
+            raise ArgumentError("f_min", f_min, f"at most f_max, which is {f_max}")
+        if total_steps is not None and full_steps >= total_steps:
+            raise ArgumentError("full_steps", full_steps, "less than the whole training, so that AUSAM begins")
         self.share, self.f_min, self.f_max, self.seed = share, f_min, f_max, seed
-        self.ramp_steps, self.full_steps, self.total_steps, self.samplewise = ramp_steps, full_steps, total_steps, True
-        device = base.param_groups[0]["params"][0].device
-        self.mean, self.count = torch.ones(train_size, device=device), torch.zeros(train_size, device=device)
-        self.F = torch.empty((), device=device)
+        self.ramp_steps, self.full_steps, self.total_steps = ramp_steps, full_steps, total_steps
+        of_examples = {"device": base.param_groups[0]["params"][0].device, "dtype": torch.float32}
+        self.mean, self.count = torch.ones(train_size, **of_examples), torch.zeros(train_size, **of_examples)
+        self.F = torch.empty((), **of_examples)
         self.noise: Tensor | None = None
 
     @property
-    def kind(self) -> bool:
+    def variant(self) -> bool:
         """Whether S = B."""
         return self.share == 1 or self.t < self.full_steps
 
     def begin(self) -> None:
-        """The numbers of the step, where a captured update looks for them."""
+        """Put the numbers of the step where a captured update reads them."""
         ramp = min(1.0, self.t / self.ramp_steps) if self.ramp_steps else 1.0
         self.F.fill_(self.f_min + (self.f_max - self.f_min) * ramp)
         if self.noise is not None:
             self.fill_noise(self.noise)
 
     def fill_noise(self, noise: Tensor) -> None:
-        """Uniform in [0, 1), drawn on the host, so that it is the same on every device."""
+        """Uniform numbers in [0, 1), drawn on the host, so that they are the same on every device."""
         draw = torch.Generator().manual_seed(derived_seed("ausam", self.seed, self.t))
-        noise.copy_(torch.rand(noise.shape, generator=draw), non_blocking=True)
+        noise.copy_(torch.rand(noise.shape, generator=draw, dtype=torch.float32), non_blocking=True)
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave ∇L_S(θ + ε) in `.grad`; return the loss of S at θ."""
         samples = self.samples(closure)
         examples = self.examples(closure)
-        drawn = torch.arange(samples.size, device=examples.device) if self.kind else self.draw(samples)
+        drawn = torch.arange(samples.size, device=examples.device) if self.variant else self.draw(samples)
         n = number_of(self.ascent_share, len(drawn))
-        loss = self.first_pass(closure, self.ascent_part(closure) if self.kind else drawn[:n])
+        loss = self.first_pass(closure, self.ascent_selection(closure) if self.variant else drawn[:n])
         before = samples.losses
-        self.second_pass(closure, None if self.kind else drawn)
+        self.second_pass(closure, None if self.variant else drawn)
         rise, seen = (samples.losses[:n] - before).abs().float(), examples[drawn[:n]]
         count, mean = self.count[seen] + 1, self.mean[seen]
         self.count.index_copy_(0, seen, count)
@@ -104,10 +117,10 @@ class AUSAM(SAM):
         return loss
 
     def draw(self, samples: SampleClosure) -> Tensor:
-        """Indices of S in the batch; the first n of them are a draw of n."""
+        """Indices of S in the batch. The first n of them are a draw of n."""
         assert samples.examples is not None
         if self.noise is None or len(self.noise) != samples.size:
-            self.noise = torch.empty(samples.size, device=self.mean.device)
+            self.noise = torch.empty(samples.size, device=self.mean.device, dtype=torch.float32)
             self.fill_noise(self.noise)
         a = self.mean[samples.examples]
         s = self.f_min + (self.F - self.f_min) * (a - a.min()) / (a.max() - a.min() + TINY)
@@ -117,16 +130,16 @@ class AUSAM(SAM):
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """The two passes, on whole batches first."""
+        """Both passes, on whole batches in the first epochs."""
         full = min(1.0, self.full_steps / self.total_steps) if self.total_steps else 0.0
         return (full + (1 - full) * self.share) * (1 + self.ascent_share)
 
     def own_state(self) -> dict[str, Any]:
-        """With what is known of each example."""
+        """What is known of each example, too."""
         return {**super().own_state(), "mean": self.mean, "count": self.count}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back what `own_state` gave."""
+        """Load what `own_state` returned."""
         super().load_own_state(state)
         self.mean.copy_(state["mean"])
         self.count.copy_(state["count"])

@@ -1,15 +1,15 @@
-"""The step that all methods share, and by itself the plain one: g = ∇L(θ), then the base step along g.
+"""The step that all methods share. Used alone, `Descent` is the base optimizer: it steps along g = ∇L(θ).
 
-A method is a subclass that overrides `gradient`: it may evaluate the closure as often as it needs, at other weights
-(`perturbed`) and on a part of the batch, and leaves in `.grad` the direction the base optimizer is to step along, and θ
-itself in the weights.
+A method is a subclass that overrides `gradient`. It may evaluate the closure as often as it needs, at perturbed weights
+(`perturbed`) and on a selection of the batch. It leaves in `.grad` what the base optimizer steps along, and the weights
+at θ.
 """
 
-import math
+import inspect
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,141 +17,175 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-Closure = Callable[[], Tensor]
-Part = slice | Tensor  # samples of the batch: the first n, or int64 indices (n,)
-Term = Callable[[Tensor, slice], Tensor]  # logits (n, C) of a slice of the batch -> what their mean loss gains
-TINY = 1e-12  # keeps ρ/‖g‖ finite at a stationary point; far below the rounding of any norm that matters
+from sam_bench.optim.checks import ArgumentError
+from sam_bench.optim.closure import Closure, SampleClosure, Selection, Term
+
+TINY = 1e-12  # keeps ρ/‖g‖ finite at a stationary point; far below the rounding error of any norm that matters
 
 
-@runtime_checkable
-class SampleClosure(Protocol):
-    """What a method that looks at single samples asks of its closure; `sam_bench.closure.Closure` is one.
+class NoGradientError(Exception):
+    """The closure left no parameter with a gradient. The step then does nothing, as in torch.optim."""
 
-    Called with nothing it is a closure like any other.
-
-    Attributes:
-        size: B, the samples of the batch.
-        examples: int64 (B,), which of the training set they are; None where nobody knows.
-        losses: (n,), of the samples of the latest pass, without gradients.
-        logits: (n, C), of the same.
-
-    """
-
-    size: int
-    examples: Tensor | None
-    losses: Tensor
-    logits: Tensor
-
-    def __call__(self, part: Part | None = None, term: Term | None = None) -> Tensor:
-        """zero_grad, forward, backward: the mean loss of the part, with the gradients of it plus the term."""
-        ...
-
-    def evaluate(self, part: Part | None = None, model: nn.Module | None = None) -> Tensor:
-        """The losses (n,) of the part at the present weights, or those of another model, by a forward pass alone."""
-        ...
+    def __init__(self, loss: Tensor) -> None:
+        self.loss = loss
 
 
 class Descent(Optimizer):
-    """A base optimizer under this package's contract: `step(closure)`, counted cost, one `state_dict`.
+    """A base optimizer under the contract of this package: `step(closure)`, counted cost, one `state_dict`.
 
-    It shares `param_groups` and `state` with `base`, so schedulers, clipping and hooks see one optimizer.
+    It shares `param_groups` and `state` with `base`, so schedulers, gradient clipping and hooks of either act on both.
 
     Args:
         base: any ready `torch.optim.Optimizer` that does not evaluate the closure itself.
-        model: where BatchNorm layers are to be found; their statistics then move once a step.
+        model: the module whose BatchNorm layers update their running statistics once per step.
 
     Raises:
-        TypeError: `base` is no optimizer.
-        ValueError: `base` needs the closure for itself (LBFGS, a method of this package).
+        TypeError: `base` is not an optimizer.
+        ArgumentError: `base` evaluates the closure itself (LBFGS), or is already a method of this package.
 
     """
 
-    schedulable = False  # whether RST can choose between its step and a plain one
-    capturable = True  # whether steps of one kind run the same device operations, with no look at their results
-    compilable = True  # whether one compilation of the closure serves all its passes
-    samplewise = False  # whether it needs a SampleClosure
-    wraps_methods = False  # whether its base is another method
+    # What the catalogue prints and the contract test measures.
+    paper = ""
+    cost = "1"  # propagations per step, and extra forward passes
+    memory_copies: int = 0  # copies of the weights kept beside weights, gradients and the state of the base
+    state_copies: int = 0  # how many of those copies a checkpoint holds
+    state_contents = ""  # what a checkpoint holds for the method, in words
+    waits = ""  # why a step waits for the device, if it does
 
-    def __init__(self, base: Optimizer, model: nn.Module | None = None) -> None:
-        if isinstance(base, Descent) and not self.wraps_methods:
-            raise ValueError(
-                f"Invalid base: {type(base).__name__} is a method itself (give it an optimizer of torch or timm)"
+    samplewise: bool = False  # needs a SampleClosure
+    whole_first_pass: bool = True  # the first pass is at θ and over the whole batch
+    unschedulable = "it has no second pass that a coin could save"  # why RST cannot wrap it; empty if it can
+    capturable: bool = True  # steps of one variant run the same device operations, whatever their results
+    compilable: bool = True  # one compilation of the closure serves all passes
+    wraps_methods = False  # takes another method as its base
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse `SAM(model.parameters(), SGD, rho=0.05)`, which other packages take, before Python counts arguments.
+
+        Unpickling calls this without arguments.
+        """
+        base = args[0] if args else kwargs.get("base")
+        if base is not None and not isinstance(base, Optimizer) and not cls.wraps_methods:
+            own = inspect.signature(cls.__init__).parameters
+            name = next((a.__name__ for a in args if isinstance(a, type)), "SGD")
+            of_base = [f"{k}={v}" for k, v in kwargs.items() if k not in own] or ["lr=0.1"]
+            of_method = [f"{k}={v}" for k, v in kwargs.items() if k in own and isinstance(v, int | float)]
+            line = ", ".join([f"torch.optim.{name}(model.parameters(), {', '.join(of_base)})", *of_method])
+            raise TypeError(
+                f"Invalid base: {type(base).__name__} (a ready optimizer: {cls.__name__}({line}, model=model))"
             )
-        if not isinstance(base, Optimizer):
-            raise TypeError(f"Invalid base: {type(base).__name__} (a ready optimizer, such as SGD(parameters, lr=0.1))")
+        return super().__new__(cls)
+
+    def __init__(self, base: Optimizer, *, model: nn.Module | None = None) -> None:
+        if isinstance(base, Descent) and not self.wraps_methods:
+            raise ArgumentError("base", f"{type(base).__name__} is a method itself", "an optimizer of torch or timm")
         if isinstance(base, torch.optim.LBFGS):
-            raise ValueError("Invalid base: LBFGS evaluates the closure itself (any first-order optimizer)")
+            raise ArgumentError("base", "LBFGS evaluates the closure itself", "any first-order optimizer")
         self.base = base
         super().__init__(base.param_groups, base.defaults)
         self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if model is not None else []
         self.counts: dict[str, float] = {"propagations": 0.0, "forwards": 0.0, "sharpness_aware_steps": 0}
         self.t = 0  # steps made
+        self.group_settings: dict[str, float] = {}
+        self._zeroed: dict[Tensor, int] = {}
         self._scratch: dict[str, dict[Tensor, Tensor]] = {}
         self._memory: dict[str, dict[Tensor, Tensor]] = {}
 
     # ------------------------------------------------------------------------------------------------ the step
 
     @torch.no_grad()
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
-        """One update. `closure` does zero_grad, forward and backward and returns the loss.
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """Make one update.
 
-        Returns the loss of the first forward pass, at θ, still on its device.
+        Args:
+            closure: does zero_grad, forward and backward and returns the loss. It is called once per pass.
+
+        Returns:
+            The loss of the first forward pass, at θ, detached and still on its device.
+
+        Raises:
+            TypeError: there is no closure.
+            RuntimeError: the step comes from a GradScaler, or gradients were accumulated outside of the closure.
+
         """
+        if not callable(closure):
+            raise TypeError(f"Invalid closure: {closure} (a function: zero_grad, forward, backward, return the loss)")
+        args: tuple[Any, ...] = (closure,)
+        for before in self._optimizer_step_pre_hooks.values():
+            args, _ = before(self, args, {}) or (args, {})
         self.begin()
-        loss = self.update(closure)
+        loss = self.update(args[0])
         self.end()
+        for after in self._optimizer_step_post_hooks.values():
+            after(self, args, {})
         return loss
 
-    # Only `update` has work for the device. So it can be captured once a kind and replayed, with the other two as they
-    # are, see `sam_bench.capture`; numbers that change from step to step must then come to it in tensors.
+    # torch wraps each `step` to call the hooks. The base optimizer's step is wrapped, so global hooks run there, once.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    # Only `update` has work for the device. It can be captured once per variant and replayed between `begin` and `end`,
+    # see `sam_bench.capture`. Numbers that change from step to step must therefore reach it in tensors.
 
     def begin(self) -> None:
-        """What the host does before the step: choose its kind, put its numbers into tensors."""
+        """Prepare the step on the host: choose its variant, put its numbers into tensors."""
 
     @property
-    def kind(self) -> Hashable:
-        """Which of its steps the one begun is: steps of one kind have the same work for the device."""
+    def variant(self) -> Hashable:
+        """Which of its steps the one begun is. Steps of one variant have the same work for the device."""
         return None
 
     @torch.no_grad()
     def update(self, closure: Closure) -> Tensor:
-        """The work of the step that has begun; returns the loss at θ."""
-        loss = self.gradient(closure)
-        self.base.step()
+        """Do the device work of the step that has begun; return the loss at θ."""
+        if self.samplewise:
+            self.samples(closure)  # raises if it cannot tell samples apart
+        try:
+            loss = self.gradient(closure)
+        except NoGradientError as stop:
+            return stop.loss
+        self.innermost.step()
         return loss
 
     def end(self) -> None:
-        """What the host does when the step went well: move on."""
+        """Finish the step on the host."""
         self.t += 1
-
-    @torch.no_grad()
-    def descend(self, closure: Closure) -> Tensor:
-        """One plain step of the base optimizer, whatever the method; RST takes it where its coin says so."""
-        loss = self.propagate(closure)
-        self.base.step()
-        return loss
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave in `.grad` what the base steps along, here g = ∇L(θ); return the loss at θ."""
         return self.propagate(closure)
 
-    def propagate(self, closure: Closure, part: Part | None = None, term: Term | None = None) -> Tensor:
-        """Evaluate the closure at the present weights, on a part of the batch if one is given, and count it."""
-        self.counts["propagations"] += self.share_of(closure, part)
+    def propagate(self, closure: Closure, selection: Selection | None = None, term: Term | None = None) -> Tensor:
+        """Evaluate the closure at the present weights, on a selection of the batch if one is given, and count it.
+
+        Raises:
+            NoGradientError: no parameter has a gradient afterwards.
+            RuntimeError: the closure added to gradients that were there before.
+
+        """
+        self.counts["propagations"] += self.share_of(closure, selection)
+        before = self._gradients()
         with torch.enable_grad():
-            return closure() if part is None and term is None else self.samples(closure)(part, term)
+            if selection is None and term is None:
+                loss = closure().detach()
+            else:
+                loss = self.samples(closure)(selection, term).detach()
+        self._refuse_accumulation(before)
+        if all(p.grad is None for p in self.params()):
+            raise NoGradientError(loss)
+        return loss
 
-    def evaluate(self, closure: Closure, part: Part | None = None, model: nn.Module | None = None) -> Tensor:
-        """Per-sample losses by a forward pass alone, counted."""
-        self.counts["forwards"] += self.share_of(closure, part)
-        return self.samples(closure).evaluate(part, model)
+    def evaluate(self, closure: Closure, selection: Selection | None = None, model: nn.Module | None = None) -> Tensor:
+        """Per-sample losses (n,) by a forward pass without backward, counted."""
+        self.counts["forwards"] += self.share_of(closure, selection)
+        return self.samples(closure).evaluate(selection, model)
 
-    def share_of(self, closure: Closure, part: Part | None) -> float:
-        """What share of the batch a part of it is."""
-        if part is None:
+    def share_of(self, closure: Closure, selection: Selection | None) -> float:
+        """The share of the batch that a selection of it is."""
+        if selection is None:
             return 1.0
         size = self.samples(closure).size
-        return (len(range(size)[part]) if isinstance(part, slice) else len(part)) / size
+        return (len(range(size)[selection]) if isinstance(selection, slice) else len(selection)) / size
 
     def samples(self, closure: Closure) -> SampleClosure:
         """The closure, if it can tell samples apart.
@@ -162,30 +196,64 @@ class Descent(Optimizer):
         """
         if not isinstance(closure, SampleClosure):
             raise TypeError(
-                f"Invalid closure: {type(self).__name__} looks at single samples, and a plain closure has none "
-                "(sam_bench.closure.Closure, or another with `part`, `evaluate`, `losses`)"
+                f"Invalid closure: {type(self).__name__} looks at single samples, which a plain function does not give "
+                "(sam_bench.optim.BatchClosure, or any other SampleClosure)"
             )
         return closure
 
     def examples(self, closure: Closure) -> Tensor:
-        """Which examples of the training set the batch has, int64 (B,).
+        """Indices int64 (B,) of the batch's examples in the training set.
 
         Raises:
-            TypeError: the closure does not know.
+            TypeError: the closure does not know them.
 
         """
         examples = self.samples(closure).examples
         if examples is None:
-            name = type(self).__name__
-            raise TypeError(f"Invalid closure: {name} asks which examples of the training set a batch has (`examples`)")
+            raise TypeError(
+                f"Invalid closure: {type(self).__name__} needs the indices of the batch's examples in the training set "
+                "(`examples` of BatchClosure.batch)"
+            )
         return examples
 
-    @contextmanager
-    def still(self) -> Iterator[None]:
-        """Within: BatchNorm statistics stand still.
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch.optim."""
+        super().zero_grad(set_to_none)
+        self._zeroed = {p: p.grad._version for p in self.params() if p.grad is not None}
 
-        BatchNorm normalises by the batch either way; `track_running_stats`, unlike momentum=0, also keeps
-        `num_batches_tracked` still.
+    def _gradients(self) -> list[tuple[Tensor, Tensor, int]]:
+        """The gradients that are there now and are not known to be zero, with their versions."""
+        found = [(p, p.grad, p.grad._version) for p in self.params() if p.grad is not None]
+        return [(p, grad, version) for p, grad, version in found if self._zeroed.get(p) != version]
+
+    def _refuse_accumulation(self, before: list[tuple[Tensor, Tensor, int]]) -> None:
+        # A closure that zeroes gradients replaces these tensors, or writes to them twice: zero, then add.
+        if any(p.grad is grad and grad._version <= version + 1 for p, grad, version in before):
+            raise RuntimeError(
+                f"{type(self).__name__}.step: the closure added to gradients that were there before; call zero_grad in "
+                "the closure, and accumulate micro-batches inside it, since each pass needs all of them"
+            )
+
+    # torch.amp.GradScaler sets these on an optimizer with `_step_supports_amp_scaling` and then calls its `step`
+    _step_supports_amp_scaling = True
+
+    def _refuse_scaler(self, _: Any = None) -> NoReturn:
+        raise RuntimeError(
+            f"{type(self).__name__}.step: GradScaler would scale all passes but unscale none (bf16 autocast, which "
+            "needs no scaler)"
+        )
+
+    found_inf = property(fset=_refuse_scaler)
+    grad_scale = property(fset=_refuse_scaler)
+
+    # ------------------------------------------------------------------------------------ perturbed weights, buffers
+
+    @contextmanager
+    def frozen_batch_norm(self) -> Iterator[None]:
+        """Within: BatchNorm layers do not update their running statistics.
+
+        They normalize by the batch either way. Setting `track_running_stats`, unlike momentum=0, also keeps
+        `num_batches_tracked`.
         """
         tracking = [m for m in self.batch_norms if m.track_running_stats]
         for module in tracking:
@@ -197,17 +265,20 @@ class Descent(Optimizer):
                 module.track_running_stats = True
 
     @contextmanager
-    def moved(self, params: list[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
-        """Within: weights θ + ε. After, an error too: θ, bit for bit.
+    def offset_by(self, params: list[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
+        """Within: weights θ + ε. Afterwards, also after an error: θ, bit for bit.
 
-        θ comes back as a copy, since (θ + ε) - ε is not θ in floating point.
+        θ is copied back, since (θ + ε) - ε is not θ in floating point.
         """
+        if not params:
+            yield
+            return
         theta = self.scratch("theta", params)
         torch._foreach_copy_(theta, params)
         try:
             torch._foreach_add_(params, epsilon)
             del epsilon  # may be the last reference to a copy of the weights
-            torch.clear_autocast_cache()  # where `step` is called within autocast, it holds θ in bf16
+            torch.clear_autocast_cache()  # if `step` is called within autocast, it holds θ in bf16
             yield
         finally:
             torch._foreach_copy_(params, theta)
@@ -215,10 +286,10 @@ class Descent(Optimizer):
 
     @contextmanager
     def perturbed(self, params: list[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
-        """Within: weights θ + ε, and BatchNorm statistics stand still. After, an error too: θ, bit for bit."""
-        moved = self.moved(params, epsilon)
+        """Within: weights θ + ε and frozen BatchNorm statistics. Afterwards, also after an error: θ, bit for bit."""
+        offset = self.offset_by(params, epsilon)
         del epsilon
-        with moved, self.still():
+        with offset, self.frozen_batch_norm():
             yield
 
     def params(self) -> list[Tensor]:
@@ -235,7 +306,7 @@ class Descent(Optimizer):
         return [p.grad for p in params if p.grad is not None]
 
     def scratch(self, name: str, params: list[Tensor]) -> list[Tensor]:
-        """One buffer a parameter, allocated once, like it in shape, strides and type; never part of the state."""
+        """One buffer per parameter, like it in shape, strides and dtype. Allocated once, never part of the state."""
         buffers = self._scratch.setdefault(name, {})
         for p in params:
             if p not in buffers or (buffers[p].dtype, buffers[p].device) != (p.dtype, p.device):
@@ -243,18 +314,18 @@ class Descent(Optimizer):
         return [buffers[p] for p in params]
 
     def memory(self, name: str, params: list[Tensor]) -> list[Tensor]:
-        """The same, zero at first, as a part of the state."""
+        """One buffer per parameter, zero at first, that is part of the state."""
         buffers = self._memory.setdefault(name, {})
         for p in params:
             if p not in buffers:
                 buffers[p] = torch.zeros_like(p)
         return [buffers[p] for p in params]
 
-    # ------------------------------------------------------------------------------------------- what it spent
+    # -------------------------------------------------------------------------------------------------- the cost
 
     @property
     def propagations(self) -> float:
-        """Forward-backward pairs so far; a pass over a share of the batch counts as that share."""
+        """Forward-backward pairs so far. A pass over a share of the batch counts as that share."""
         return self.counts["propagations"]
 
     @property
@@ -264,22 +335,22 @@ class Descent(Optimizer):
 
     @property
     def sharpness_aware_steps(self) -> int:
-        """Steps so far with a second pass, or in methods of one pass with their perturbation or term: was it on."""
+        """Steps so far that had a second pass or, in methods of one pass, their perturbation or term."""
         return int(self.counts["sharpness_aware_steps"])
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """The mean count that a whole training is expected to spend a step."""
+        """The mean number of propagations per step that a whole training is expected to need."""
         return 1.0
 
     @property
     def expected_forwards_per_step(self) -> float:
-        """The same of `forwards`."""
+        """The same for `forwards`."""
         return 0.0
 
     @property
     def extra_bytes(self) -> int:
-        """What it keeps beside weights, gradients and the state of the base: buffers and its own state."""
+        """Bytes kept beside weights, gradients and the state of the base: buffers and the method's own state."""
         kept = [t for each in (self._scratch, self._memory) for buffers in each.values() for t in buffers.values()]
         kept += [t for t in vars(self).values() if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in kept)
@@ -311,13 +382,13 @@ class Descent(Optimizer):
         pass
 
     def own_state(self) -> dict[str, Any]:
-        """What this class itself must keep for an exact resume, beside the state of `base`: plain numbers, tensors."""
+        """What this class adds to the state of `base` for an exact resume: plain numbers and tensors."""
         order = {p: i for i, p in enumerate(self.params())}
         memory = {name: {order[p]: t for p, t in buffers.items()} for name, buffers in self._memory.items()}
         return {"t": self.t, "counts": dict(self.counts), "memory": memory}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back what `own_state` gave."""
+        """Load what `own_state` returned."""
         params = self.params()
         self.t = state["t"]
         self.counts.update(state["counts"])
@@ -328,56 +399,79 @@ class Descent(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's `state_dict` with one more entry, under this class's name."""
-        return {**self.base.state_dict(), type(self).__name__: self.own_state()}
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state = {**self.base.state_dict(), type(self).__name__: self.own_state()}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Load what `state_dict` returned.
 
         Raises:
             ValueError: it comes from another method.
 
         """
+        state_dict = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
         own = type(self).__name__
         if own not in state_dict:
             raise ValueError(f"Invalid state_dict: not one of {own} (its keys: {', '.join(map(str, state_dict))})")
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != own})
+        self.set_in_groups(**self.group_settings)
         self.load_own_state(state_dict[own])
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def set_in_groups(self, **settings: float) -> None:
+        """Put settings of the method into every parameter group that has no value of its own.
+
+        There a scheduler can change them, and groups can differ.
+
+        Raises:
+            ArgumentError: the base optimizer has a setting of that name.
+
+        """
+        for name, value in settings.items():
+            if name in self.innermost.defaults:
+                own = f"{type(self.innermost).__name__}, which has a setting {name} of its own"
+                raise ArgumentError("base", own, "another optimizer")
+            self.group_settings[name] = value
+            # what a wrapper put there before is no choice of the user's: the base may be wrapped again
+            put = vars(self.innermost).setdefault("_put_by_wrapper", {})
+            for group in self.param_groups:
+                if name not in group or group[name] == put.get(name):
+                    group[name] = value
+            put[name] = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer, and so to this one."""
         if not any(group is param_group for group in self.param_groups):  # torch's constructor adds those it is given
             self.base.add_param_group(param_group)
+            self.set_in_groups(**self.group_settings)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and deepcopy: no buffers, and none of what torch and its schedulers hang on an instance."""
-        left = {"_scratch", "step"}
+        """For pickle and deepcopy: without buffers and without what torch and its schedulers attach to an instance."""
+        left = {"_scratch", "_zeroed", "step"}
         return {k: v for k, v in self.__dict__.items() if k not in left and not k.startswith("_optimizer_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._scratch = {}
+        self._scratch, self._zeroed = {}, {}
 
 
 def number_of(share: float, size: int) -> int:
-    """How many samples a share of so many is: one at least."""
+    """How many of `size` samples a share is: at least one."""
     return max(1, round(share * size))
 
 
-def require(
-    name: str, value: float, low: float = -math.inf, high: float = math.inf, above: float | None = None
-) -> None:
-    """Refuse a setting outside [low, high], or (above, high], NaN included, the way torch.optim words it."""
-    if not (low if above is None else above) <= value <= high or value == above or math.isinf(value):
-        bounds = f"[{low}, " if above is None else f"({above}, "
-        bounds += f"{high}]" if high < math.inf else "∞)"
-        raise ValueError(f"Invalid {name}: {value} (a number in {bounds})")
-
-
 def cosine(a: list[Tensor], b: list[Tensor], buffer: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The cosine between two lists of tensors, all together, and their norms; `buffer` is overwritten.
+    """The cosine between two lists of tensors, each taken as one vector, and their norms. Overwrites `buffer`.
 
-    cos = 1 - ½‖a/‖a‖ - b/‖b‖‖²: no foreach operation sums, and where the two are nearly parallel, as g and gₛ are,
-    this is exact where a sum of products would cancel.
+    cos = 1 - ½‖a/‖a‖ - b/‖b‖‖². No foreach operation computes an inner product, and where the two vectors are nearly
+    parallel, as g and gₛ are, this form is exact where a sum of products would cancel.
     """
     norm_a, norm_b = get_total_norm(a) + TINY, get_total_norm(b) + TINY
     torch._foreach_copy_(buffer, a)

@@ -7,12 +7,12 @@ Du et al.: Efficient Sharpness-aware Minimization for Improved Training of Neura
     sharpness-sensitive data selection: B⁺ = the share γ of B with the largest ℓᵢ(θ + ε) - ℓᵢ(θ)
     θ ← base step from θ along ∇L_B⁺(θ + ε)
 
-Cost: 1 + γ propagations, and one forward, which ranks the samples, where γ < 1; β < 1 saves a part of the first
-backward, which is not counted. Memory: one copy of the weights (θ).
-Deviations: the coins of step t follow from (seed, t); one tensor at least is kept (theirs fails without one; as in
-theirs all are in the first step); exactly γ|B| samples are taken, theirs one fewer. `ascent_share` < 1: the losses at θ
-of the other samples, which the ranking needs, take a forward of their own, and BatchNorm knows two batches there.
-Which tensors skip their gradient changes every step, so with β < 1 it is neither captured nor compiled.
+With γ < 1 one more forward pass ranks the samples. β < 1 saves a part of the first backward, which is not counted.
+Deviations: the coins of step t follow from (seed, t). At least one tensor is kept (theirs fails without one); as in
+theirs, all are kept in the first step. Exactly γ|B| samples are selected, theirs one fewer. With `ascent_share` < 1,
+the losses at θ of the other samples, which the ranking needs, take a forward pass of their own, and BatchNorm sees two
+batches there.
+With β < 1 the tensors that skip their gradient change every step, so the step is neither captured nor compiled.
 """
 
 import random
@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.data.sampling import derived_seed
-from sam_bench.optim.descent import Closure, number_of, require
+from sam_bench.optim.checks import require_integer, require_number
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.descent import number_of
 from sam_bench.optim.sam import SAM
+from sam_bench.optim.seeding import derived_seed
 
 
 class ESAM(SAM):
@@ -32,35 +34,39 @@ class ESAM(SAM):
 
     Args:
         base, rho, model, ascent_share: see `SAM`.
-        beta: β in (0, 1], how many of the tensors are perturbed.
+        beta: β in (0, 1], the share of the tensors that are perturbed.
         gamma: γ in (0, 1], the share of the batch in the second pass.
-        seed: of the coins.
+        seed: of the coins, ≥ 0.
 
     """
+
+    paper = "Du et al., arXiv 2110.03141"
+    cost = "ascent_share + γ, and 1 forward if γ < 1"
 
     def __init__(
         self,
         base: Optimizer,
         rho: float = 0.05,
+        *,
         beta: float = 0.6,
         gamma: float = 0.5,
         seed: int = 0,
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("beta", beta, above=0, high=1)
-        require("gamma", gamma, above=0, high=1)
-        require("seed", seed, low=0)
-        super().__init__(base, rho, model, ascent_share)
+        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        require_number("beta", beta, above=0, high=1)
+        require_number("gamma", gamma, above=0, high=1)
+        require_integer("seed", seed, low=0)
         self.beta, self.gamma, self.seed = beta, gamma, seed
         self.capturable = self.compilable = self.whole_gradient = beta == 1
         self.samplewise = self.samplewise or gamma < 1
-        self.reached: list[int] = []  # which parameters have a gradient, from the first step on
+        self.reached: list[int] = []  # which parameters have a gradient, known from the first step on
         self.skipped: list[Tensor] = []
 
     def begin(self) -> None:
         """Toss a coin for each tensor."""
-        # unlike RST's coin, which has fallen the same way in each step that gets here
+        # with a purpose of its own: under RST, the coin of RST has fallen the same way in every step that gets here
         coins, params = random.Random(derived_seed("esam", self.seed, self.t)), self.params()
         self.skipped = [params[i] for i in self.reached if coins.random() >= self.beta]
         if self.skipped and len(self.skipped) == len(self.reached):
@@ -72,23 +78,21 @@ class ESAM(SAM):
             p.requires_grad_(False)
             p.grad = None
         try:
-            part = self.ascent_part(closure)
-            loss = self.first_pass(closure, part)
+            first = self.ascent_selection(closure)
+            loss = self.first_pass(closure, first)
         finally:
             for p in self.skipped:
                 p.requires_grad_(True)
         if not self.reached:
             self.reached = [i for i, p in enumerate(self.params()) if p.grad is not None]
-        self.counts["sharpness_aware_steps"] += 1
+        before = torch.empty(0)
         if self.gamma < 1:
             before = self.samples(closure).losses
-            size = self.samples(closure).size
-            if isinstance(part, slice) and part.stop < size:
-                with self.still():
-                    rest = slice(part.stop, size)
-                    before = torch.cat([before, self.evaluate(closure, rest)])
-        params = self.params_with_grad()
-        with self.perturbed(params, self.epsilon(params)):
+            if isinstance(first, slice):
+                with self.frozen_batch_norm():
+                    rest = self.evaluate(closure, slice(first.stop, self.samples(closure).size))
+                    before = torch.cat([before, rest])
+        with self.at_perturbed_weights():
             chosen = None
             if self.gamma < 1:
                 rise = self.evaluate(closure) - before
@@ -97,7 +101,7 @@ class ESAM(SAM):
         return loss
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε, in the memory of g; SAM's over β."""
+        """SAM's ε over β, in the memory of g."""
         grads = super().epsilon(params)
         if self.beta < 1:
             torch._foreach_div_(grads, self.beta)
@@ -105,19 +109,19 @@ class ESAM(SAM):
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """The two passes."""
+        """Both passes."""
         return self.ascent_share + self.gamma
 
     @property
     def expected_forwards_per_step(self) -> float:
-        """The one that ranks, and where the first pass left samples out, that of those."""
+        """The forward pass that ranks and, if the first pass left samples out, the one over those."""
         return 2 - self.ascent_share if self.gamma < 1 else 0.0
 
     def own_state(self) -> dict[str, Any]:
-        """With what has a gradient."""
+        """Which parameters have a gradient, too."""
         return {**super().own_state(), "reached": self.reached}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back what `own_state` gave."""
+        """Load what `own_state` returned."""
         super().load_own_state(state)
         self.reached = list(state["reached"])

@@ -11,14 +11,14 @@ from torch.func import functional_call, grad, vmap
 def fisher(model: nn.Module, images: Tensor, labels: Tensor, chunk: int = 8) -> dict[Tensor, Tensor]:
     """F of every trained parameter, over images (n, C, H, W) and classes (n,).
 
-    In evaluation mode: BatchNorm normalises by its running statistics, so that a sample has a gradient of its own, and
-    nothing moves. `.grad` is not touched.
+    Evaluated in evaluation mode: BatchNorm normalizes by its running statistics, so that every sample has a gradient of
+    its own, and nothing changes. `.grad` is not touched.
 
     Args:
-        model: its mode is given back.
-        images: on its device.
+        model: its modes are restored.
+        images: on the device of the model.
         labels: their classes.
-        chunk: samples whose gradients are held at once, each a copy of the weights.
+        chunk: number of samples whose gradients, each of the size of the weights, are held at once.
 
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

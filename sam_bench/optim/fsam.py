@@ -1,22 +1,21 @@
-"""F-SAM: friendly SAM, which perturbs along the noise of the batch's gradient alone.
+"""F-SAM: friendly SAM, which perturbs along the noise of the batch gradient alone.
 
 Li, Zhou, He, Cheng, Huang: Friendly Sharpness-Aware Minimization, arXiv 2403.12350.
 
-    d = g - σm                m as it was before this step; on the first step m = g, d = g
+    d = g - σm                m as it was before this step; in the first step m = g and d = g
     m ← λm + (1 - λ)g
     ε = ρ d/‖d‖₂
     θ ← base step from θ along ∇L_B(θ + ε)
 
-Cost: SAM's. Memory: two copies (θ, m). State: m.
-Deviations: m is that of before the step, as in the authors' code; the paper's text has the new one, which for σ = 1 is
-the same direction. Under RST, m moves in sharpness-aware steps alone.
+Deviations: d uses m from before the step, as in the authors' code. The paper's text uses the new m, which for σ = 1
+gives the same direction. Under RST, m moves in sharpness-aware steps alone.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import require
+from sam_bench.optim.checks import require_number
 from sam_bench.optim.sam import SAM
 
 
@@ -25,33 +24,39 @@ class FSAM(SAM):
 
     Args:
         base, rho, model, ascent_share: see `SAM`.
-        sigma: σ ≥ 0, how much of the mean gradient to take out; 0 is SAM.
+        sigma: σ ≥ 0, how much of the mean gradient to remove; 0 is SAM.
         lam: λ in [0, 1], the decay of the mean gradient.
 
     """
+
+    paper = "Li et al., arXiv 2403.12350"
+    memory_copies = 2  # θ, m
+    state_copies = 1
+    state_contents = "the mean gradient m"
 
     def __init__(
         self,
         base: Optimizer,
         rho: float = 0.2,
+        *,
         sigma: float = 1.0,
         lam: float = 0.6,
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("sigma", sigma, low=0)
-        require("lam", lam, low=0, high=1)
-        super().__init__(base, rho, model, ascent_share)
+        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        require_number("sigma", sigma, low=0)
+        require_number("lam", lam, low=0, high=1)
         self.sigma, self.lam = sigma, lam
 
     @property
-    def kind(self) -> bool:
+    def variant(self) -> bool:
         """Whether it is the first step."""
         return "m" not in self._memory
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
         """ε, in the memory of g."""
-        first, g = self.kind, self.grads(params)
+        first, g = self.variant, self.grads(params)
         m = self.memory("m", params)
         if first:
             torch._foreach_copy_(m, g)

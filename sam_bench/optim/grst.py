@@ -1,4 +1,4 @@
-"""G-RST: RST with a regularisation of freely chosen weight.
+"""G-RST: RST with a freely chosen regularization strength.
 
 Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep Learning,
 arXiv 2203.09962.
@@ -7,36 +7,34 @@ arXiv 2203.09962.
     X_t = 1:  the base steps along (1 - γ)g + γgₛ      gₛ: the inner method's gradient
     X_t = 0:  the base steps along g
 
-γ = 1 is RST, γ > 1 extrapolates; γ = λ/ρ penalises the gradient norm with λ‖∇L‖. In expectation the step follows
-g + p(t)γ(gₛ - g), so a target weight w of the regularisation asks for γ(t) = w/p(t): w = 1 has SAM's own.
-Deviations: the authors' code mixes ĝ = g/‖g‖ in the place of g by default, which differs from the formula unless
-γ = 1; here `unit_norm=True` asks for that. γ(t) is capped, since w/p(t) has no bound where p(t) goes to 0. g is that of
-the inner method's first pass: of a part of the batch, where that has one.
+γ = 1 is RST, γ > 1 extrapolates; γ = λ/ρ penalizes the gradient norm with λ‖∇L‖. In expectation the step follows
+g + p(t)γ(gₛ - g), so a target regularization weight w asks for γ(t) = w/p(t); w = 1 is SAM's own.
+Deviations: the authors' code mixes ĝ = g/‖g‖ instead of g by default, which differs from the formula unless γ = 1; here
+`unit_norm=True` asks for that. γ(t) is capped, since w/p(t) has no bound where p(t) goes to 0. g is that of the inner
+method's first pass, which may see a part of the batch.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from sam_bench.optim.descent import TINY, Closure, require
+from sam_bench.optim.checks import ArgumentError, require_boolean, require_number
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.descent import TINY
 from sam_bench.optim.rst import RST
 from sam_bench.optim.sam import SAM
-from sam_bench.schedules import Schedule
+from sam_bench.optim.schedules import Schedule
 
 
 class GRST(RST):
     """G-RST around `inner`. Give a fixed `gamma` or a target `weight`, not both.
 
     Args:
-        inner: the method that makes gₛ.
-        schedule: p(s), see `sam_bench.schedules`.
-        total_steps: T ≥ 1.
-        seed: of the draws, ≥ 0.
-        warmup_steps: first steps without a sharpness-aware one.
+        inner, schedule, total_steps, seed, warmup_steps: see `RST`. `inner` needs the two passes of SAM.
         gamma: γ, any number.
         weight: w ≥ 0, the target of p(t)γ(t).
         gamma_max: the cap of w/p(t).
-        unit_norm: mix ĝ = g/‖g‖ in the place of g, as the authors' code does.
+        unit_norm: mix ĝ = g/‖g‖ instead of g, as the authors' code does.
 
     """
 
@@ -46,28 +44,32 @@ class GRST(RST):
         schedule: Schedule,
         total_steps: int,
         seed: int = 0,
+        *,
         warmup_steps: int = 0,
         gamma: float | None = None,
         weight: float | None = None,
         gamma_max: float = 4.0,
         unit_norm: bool = False,
     ) -> None:
+        super().__init__(inner, schedule, total_steps, seed, warmup_steps=warmup_steps)
         if (gamma is None) == (weight is None):
-            raise ValueError(f"Invalid gamma and weight: {gamma} and {weight} (a number for one, None for the other)")
-        require("gamma", 0.0 if gamma is None else gamma)
-        require("weight", 0.0 if weight is None else weight, low=0)
-        require("gamma_max", gamma_max, low=0)
-        super().__init__(inner, schedule, total_steps, seed, warmup_steps)
+            raise ArgumentError("gamma and weight", f"{gamma} and {weight}", "a number for one, null for the other")
+        if gamma is not None:
+            require_number("gamma", gamma)
+        if weight is not None:
+            require_number("weight", weight, low=0)
+        require_number("gamma_max", gamma_max, low=0)
+        require_boolean("unit_norm", unit_norm)
         if not isinstance(inner, SAM) or not inner.whole_gradient:
-            raise ValueError(
-                f"Invalid inner: {type(inner).__name__} (one with SAM's passes, the first of every gradient: beta=1)"
-            )
+            allowed = "a method with SAM's two passes, the first over all tensors: not ESAM unless beta=1"
+            raise ArgumentError("inner", type(inner).__name__, allowed)
+        self.memory_copies = inner.memory_copies + (not inner.keeps_g)
         inner.keeps_g = True
         self.gamma, self.weight, self.gamma_max, self.unit_norm = gamma, weight, gamma_max, unit_norm
-        self.gamma_t: Tensor | None = None  # on the device, of the step that has begun, where it follows from w
+        self.gamma_t: Tensor | None = None  # γ(t) on the device, if it follows from w
 
     def gamma_at(self, t: int) -> float:
-        """γ at step t, one with X_t = 1 and so p(t) > 0."""
+        """γ at a step t with X_t = 1, and so p(t) > 0."""
         if self.gamma is not None:
             return self.gamma
         assert self.weight is not None
@@ -78,12 +80,15 @@ class GRST(RST):
         super().begin()
         if self.aware and self.weight is not None:
             if self.gamma_t is None:
-                self.gamma_t = torch.empty((), device=self.param_groups[0]["params"][0].device)
-            self.gamma_t.fill_(self.gamma_at(self.t))  # in place, where a captured update looks for it
+                device = self.param_groups[0]["params"][0].device
+                self.gamma_t = torch.empty((), device=device, dtype=torch.float32)
+            self.gamma_t.fill_(self.gamma_at(self.t))  # in place, where a captured update reads it
 
-    def sharpness_aware_update(self, closure: Closure) -> Tensor:
-        """Step along (1 - γ)g + γgₛ, with g taken from the inner method's own first pass."""
-        loss = self.inner.gradient(closure)
+    def gradient(self, closure: Closure) -> Tensor:
+        """Leave (1 - γ)g + γgₛ in `.grad` if X_t = 1, else g; return the loss at θ."""
+        loss = super().gradient(closure)
+        if not self.aware:
+            return loss
         params = self.params_with_grad()
         g = self.inner.scratch("g", params)
         if self.unit_norm:
@@ -98,5 +103,4 @@ class GRST(RST):
             torch._foreach_sub_(g, g_s)
             torch._foreach_mul_(g, 1 - self.gamma_t)
             torch._foreach_add_(g_s, g)
-        self.inner.base.step()
         return loss

@@ -4,60 +4,77 @@ Zhuang et al.: Surrogate Gap Minimization Improves Sharpness-Aware Training, arX
 
     ε  = ρ_t g/‖g‖₂                  ρ_t = ρ_min + (ρ_max - ρ_min) lr_t/lr_max
     gₛ = ∇L_B(θ + ε)
-    g  = g∥ + g⊥                     along gₛ and across it, over all parameters together
+    g  = g∥ + g⊥                     parallel and orthogonal to gₛ, over all parameters together
     θ ← base step from θ along gₛ - αg⊥
 
-Cost: SAM's. Memory: two copies (θ, g).
-Deviations: the lowest learning rate, which ρ_min belongs to, is 0. The authors' example has ASAM's ε, here it is SAM's.
+Deviations: ρ_min belongs to a learning rate of 0. The authors' example uses ASAM's ε, this is SAM's.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import Closure, cosine, require
+from sam_bench.optim.checks import ArgumentError, require_number
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.descent import cosine
 from sam_bench.optim.sam import SAM
 
 
 class GSAM(SAM):
-    """GSAM around `base`.
+    """GSAM around `base`. `rho_min` and `rho_max` are settings of each parameter group.
 
     Args:
-        base, model, ascent_share: see `SAM`. lr_max is the learning rate that the first group has at this moment or,
-            under a scheduler, started with.
-        rho_min: ρ where the learning rate is 0, ≥ 0.
-        rho_max: ρ where it is at its largest.
-        alpha: α ≥ 0, how far to step against g⊥, which raises L where L(θ + ε) does not change.
+        base, model, ascent_share: see `SAM`. lr_max is the present learning rate of the first group or, under a
+            scheduler, its initial one.
+        rho_min: ρ at a learning rate of 0, ≥ 0.
+        rho_max: ρ at the largest learning rate.
+        alpha: α ≥ 0, the size of the step against g⊥, which reduces the surrogate gap L(θ + ε) - L(θ).
 
     """
 
+    paper = "Zhuang et al., arXiv 2203.08065"
+    memory_copies = 2  # θ, g
     keeps_g = True
 
     def __init__(
         self,
         base: Optimizer,
+        *,
         rho_min: float = 0.05,
         rho_max: float = 0.05,
         alpha: float = 0.4,
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("rho_max", rho_max, low=0)
-        require("rho_min", rho_min, low=0, high=rho_max)
-        require("alpha", alpha, low=0)
-        super().__init__(base, rho_max, model, ascent_share)
-        self.rho_min, self.rho_max, self.alpha = rho_min, rho_max, alpha
+        self.rho_min = rho_min
+        super().__init__(base, rho_max, model=model, ascent_share=ascent_share)
+        require_number("alpha", alpha, low=0)
+        self.alpha = alpha
         group = base.param_groups[0]
         self.lr_max = float(group.get("initial_lr", group["lr"]))
-        if rho_min != rho_max:
-            require("lr", self.lr_max, above=0)
+        if any(group["rho_min"] > group["rho_max"] for group in self.param_groups):
+            raise ArgumentError("rho_min", rho_min, f"at most rho_max, which is {rho_max}")
+        if any(group["rho_min"] != group["rho_max"] for group in self.param_groups):
+            require_number("lr", self.lr_max, above=0)
+
+    def set_radius(self, rho: float) -> None:
+        """Put ρ_min and ρ_max into the parameter groups."""
+        self.set_in_groups(rho_min=self.rho_min, rho_max=rho)
+
+    def is_perturbed(self, group: dict[str, Any]) -> bool:
+        """Whether the parameters of a group are perturbed."""
+        return group["rho_max"] != 0
+
+    def rho(self, group: dict[str, Any]) -> float:
+        """ρ_t; a tensor if the learning rate is one."""
+        if group["rho_min"] == group["rho_max"]:
+            return group["rho_max"]
+        return group["rho_min"] + (group["rho_max"] - group["rho_min"]) * (group["lr"] / self.lr_max)
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave gₛ - αg⊥ in `.grad`; return the loss at θ."""
-        if self.rho_min != self.rho_max:
-            # a learning rate that is a tensor makes a ρ that is one
-            share = self.param_groups[0]["lr"] / self.lr_max
-            self.rho = self.rho_min + (self.rho_max - self.rho_min) * share
         loss = super().gradient(closure)
         params = self.params_with_grad()
         g, g_s = self.scratch("g", params), self.grads(params)

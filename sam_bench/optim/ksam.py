@@ -7,16 +7,17 @@ arXiv 2210.12864.
     ε = ρ g/‖g‖₂,   g = ∇L_K(θ)
     θ ← base step from θ along ∇L_K(θ + ε)
 
-Cost: 2k/|B| propagations and one forward. Memory: one copy of the weights (θ).
-Deviations: k is given as a share of the batch; K is chosen once, at θ. We know no code of the authors. The forward pass
-over the whole batch is the step's first, so that its loss is the one returned, and it moves the BatchNorm statistics.
-`ascent_share` < 1: the first pass sees that share of K, the worst first.
+Deviations: k is given as a share of the batch; K is chosen once, at θ. No code of the authors is known to us. The
+forward pass over the whole batch is the first of the step, so its loss is returned and it updates the BatchNorm
+statistics. With `ascent_share` < 1 the first pass sees that share of K, the highest losses first.
 """
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import Closure, number_of, require
+from sam_bench.optim.checks import require_number
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.descent import number_of
 from sam_bench.optim.sam import SAM
 
 
@@ -29,16 +30,20 @@ class KSAM(SAM):
 
     """
 
+    paper = "Ni et al., arXiv 2210.12864"
+    cost = "(1 + ascent_share) · share, and 1 forward"
+
     def __init__(
         self,
         base: Optimizer,
         rho: float = 0.05,
+        *,
         share: float = 0.35,
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("share", share, above=0, high=1)
-        super().__init__(base, rho, model, ascent_share)
+        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        require_number("share", share, above=0, high=1)
         self.share = share
         self.samplewise = self.samplewise or share < 1
 
@@ -47,18 +52,18 @@ class KSAM(SAM):
         if self.share == 1:
             return super().gradient(closure)
         losses = self.evaluate(closure)
-        worst = losses.topk(number_of(self.share, len(losses))).indices
-        with self.still():
-            self.first_pass(closure, worst[: number_of(self.ascent_share, len(worst))])
-        self.second_pass(closure, worst)
+        highest = losses.topk(number_of(self.share, len(losses))).indices
+        with self.frozen_batch_norm():
+            self.first_pass(closure, highest[: number_of(self.ascent_share, len(highest))])
+        self.second_pass(closure, highest)
         return losses.mean()
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """The two passes."""
+        """Both passes."""
         return self.share * (1 + self.ascent_share)
 
     @property
     def expected_forwards_per_step(self) -> float:
-        """The one that finds the k."""
+        """The forward pass that finds K."""
         return float(self.share < 1)

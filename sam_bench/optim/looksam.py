@@ -1,15 +1,14 @@
-"""LookSAM: SAM at each k-th step, and its second-order part reused in between.
+"""LookSAM: SAM at every k-th step, with its second-order part reused in between.
 
 Liu, Mai, Chen, Hsieh, You: Towards Efficient and Scalable Sharpness-Aware Minimization, arXiv 2203.02714.
 
-    every k-th step, from the first:   gₛ = ∇L_B(θ + ε) as SAM;  g_v = gₛ - (⟨gₛ, g⟩/‖g‖²) g
+    every k-th step, from the first:   gₛ = ∇L_B(θ + ε) as in SAM;  g_v = gₛ - (⟨gₛ, g⟩/‖g‖²) g
                                        the base steps along gₛ
-    any other:                         the base steps along g + α(‖g‖/‖g_v‖) g_v
+    all others:                        the base steps along g + α(‖g‖/‖g_v‖) g_v
 
-Norms over all parameters together. α = 0 is periodic SAM, which keeps no g_v.
-Cost: 1 + ascent_share/k propagations. Memory: three copies (θ, g, g_v). State: g_v.
-Deviations: none known; the authors published no code, and third-party ports differ in whose norm is meant. Under RST
-the k counts its own steps.
+Norms are over all parameters together. α = 0 is periodic SAM, which keeps no g_v.
+Deviations: none known. The authors published no code, and third-party ports differ in whose norms are meant. Under RST
+the period counts LookSAM's own steps.
 """
 
 from typing import Any
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import TINY, Closure, cosine, require
+from sam_bench.optim.checks import require_integer, require_number
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.descent import TINY, cosine
 from sam_bench.optim.sam import SAM
 
 
@@ -29,34 +30,43 @@ class LookSAM(SAM):
     Args:
         base, rho, model, ascent_share: see `SAM`.
         k: ≥ 1, the period of the sharpness-aware steps.
-        alpha: α ≥ 0, the size of the reused part, in that of g.
+        alpha: α ≥ 0, the size of the reused part relative to g.
 
     """
+
+    paper = "Liu et al., arXiv 2203.02714"
+    cost = "1 + ascent_share/k"
+    memory_copies = 3  # θ, g, g_v
+    state_copies = 1
+    state_contents = "g_v"
 
     def __init__(
         self,
         base: Optimizer,
         rho: float = 0.05,
+        *,
         k: int = 5,
         alpha: float = 0.7,
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("k", k, low=1)
-        require("alpha", alpha, low=0)
-        super().__init__(base, rho, model, ascent_share)
+        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        require_integer("k", k, low=1)
+        require_number("alpha", alpha, low=0)
         self.k, self.alpha = k, alpha
         self.keeps_g = alpha > 0
-        self.calls = 0  # steps of its own
+        if not alpha:
+            self.memory_copies, self.state_copies, self.state_contents = 1, 0, ""
+        self.calls = 0  # LookSAM's own steps
 
     @property
-    def kind(self) -> bool:
+    def variant(self) -> bool:
         """Whether it is a sharpness-aware step."""
         return self.calls % self.k == 0
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave gₛ or g + α(‖g‖/‖g_v‖)g_v in `.grad`; return the loss at θ."""
-        if self.kind:
+        if self.variant:
             loss = super().gradient(closure)
             self.look()
         else:
@@ -78,26 +88,26 @@ class LookSAM(SAM):
         """With g in `.grad`, add α(‖g‖/‖g_v‖)g_v."""
         if self.alpha:
             params = self.params_with_grad()
-            grads, g_v, part = self.grads(params), self.memory("g_v", params), self.scratch("theta", params)
-            torch._foreach_copy_(part, g_v)
-            torch._foreach_mul_(part, self.alpha * get_total_norm(grads) / (get_total_norm(g_v) + TINY))
-            torch._foreach_add_(grads, part)
+            grads, g_v, reused = self.grads(params), self.memory("g_v", params), self.scratch("theta", params)
+            torch._foreach_copy_(reused, g_v)
+            torch._foreach_mul_(reused, self.alpha * get_total_norm(grads) / (get_total_norm(g_v) + TINY))
+            torch._foreach_add_(grads, reused)
 
     def end(self) -> None:
-        """On to the next."""
+        """Count LookSAM's own step."""
         self.calls += 1
         super().end()
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """One, and the first pass of each k-th step."""
+        """One, and the first pass of every k-th step."""
         return 1 + self.ascent_share / self.k
 
     def own_state(self) -> dict[str, Any]:
-        """With the place in the period."""
+        """The place in the period, too."""
         return {**super().own_state(), "calls": self.calls}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back what `own_state` gave."""
+        """Load what `own_state` returned."""
         super().load_own_state(state)
         self.calls = state["calls"]

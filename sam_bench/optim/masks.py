@@ -1,8 +1,8 @@
 """Which weights sparse SAM perturbs: masks of ones and zeros from scores (arXiv 2210.05177, 2306.17504).
 
-A unit is what is perturbed as a whole: `unstructured` an element, `channel` an output channel (the first dimension),
-`tensor` a tensor; its score is the mean over its elements. `n:m` keeps the best n of every m consecutive weights along
-the input dimension (the second).
+A unit is what is perturbed as a whole: with `unstructured` an element, with `channel` an output channel (the first
+dimension), with `tensor` a tensor. Its score is the mean over its elements. `n:m` keeps the best n of every m
+consecutive weights along the input dimension (the second).
 """
 
 import torch
@@ -12,10 +12,14 @@ PATTERNS = ("unstructured", "tensor", "channel", "n:m")
 
 
 def highest(scores: list[Tensor], pattern: str, alive: int) -> list[Tensor]:
-    """Masks with ones at the units of highest score, all tensors together.
+    """Masks with ones at the units of highest score, over all tensors together.
 
-    So many units that their elements are `alive`, exactly where a unit is an element; else one after the other, but for
-    those that no longer fit, and one at least.
+    Args:
+        scores: one per element of each tensor.
+        pattern: one of `PATTERNS` but `n:m`.
+        alive: how many elements get a one: exactly, if a unit is an element. Otherwise units are taken from the highest
+            score down, those that no longer fit are left out, and at least one is kept.
+
     """
     units = [unit_scores(s, pattern) for s in scores]
     sizes = torch.cat([unit_sizes(s, pattern) for s in scores])
@@ -30,9 +34,9 @@ def highest(scores: list[Tensor], pattern: str, alive: int) -> list[Tensor]:
         if not any(fits):
             fits[int(sizes[order].argmin())] = True
         kept = torch.tensor(fits, device=order.device)
-    mask = torch.zeros(len(order), device=order.device).index_copy_(0, order, kept.float())
-    parts = mask.split([u.numel() for u in units])
-    return [spread(part, s, pattern) for part, s in zip(parts, scores, strict=True)]
+    mask = torch.zeros(len(order), device=order.device, dtype=torch.float32).index_copy_(0, order, kept.float())
+    per_tensor = mask.split([u.numel() for u in units])
+    return [spread(values, s, pattern) for values, s in zip(per_tensor, scores, strict=True)]
 
 
 def unit_scores(scores: Tensor, pattern: str) -> Tensor:
@@ -45,13 +49,13 @@ def unit_scores(scores: Tensor, pattern: str) -> Tensor:
 
 
 def unit_sizes(scores: Tensor, pattern: str) -> Tensor:
-    """The elements (units,) of each."""
+    """The number of elements (units,) of each unit."""
     units = unit_scores(scores.detach(), pattern)
     return torch.full_like(units, scores.numel() // units.numel(), dtype=torch.int64)
 
 
 def spread(units: Tensor, like: Tensor, pattern: str) -> Tensor:
-    """A number a unit (units,) to a number an element, of the shape and type of `like`."""
+    """Expand one number per unit (units,) to one per element, with the shape and dtype of `like`."""
     if pattern == "channel" and like.ndim:
         units = units.reshape(-1, *[1] * (like.ndim - 1))
     elif pattern != "tensor":
@@ -60,13 +64,13 @@ def spread(units: Tensor, like: Tensor, pattern: str) -> Tensor:
 
 
 def n_of_m(scores: list[Tensor], n: int, m: int, dim: int = 1) -> list[Tensor]:
-    """Masks with exactly n ones in every m consecutive weights along `dim`, those of highest score.
+    """Masks with exactly n ones in every m consecutive weights along `dim`, at the highest scores.
 
-    A tensor without that dimension (biases, norms), or where m does not divide it, has ones throughout.
+    A tensor without that dimension (biases, norms), or whose size along it m does not divide, has ones throughout.
     """
     masks = []
     for s in scores:
-        if not in_groups(s, m, dim):
+        if not has_groups(s, m, dim):
             masks.append(torch.ones_like(s))
             continue
         last = s.movedim(dim, -1)
@@ -77,6 +81,6 @@ def n_of_m(scores: list[Tensor], n: int, m: int, dim: int = 1) -> list[Tensor]:
     return masks
 
 
-def in_groups(weight: Tensor, m: int, dim: int = 1) -> bool:
-    """Whether a tensor has groups of m weights along `dim`."""
+def has_groups(weight: Tensor, m: int, dim: int = 1) -> bool:
+    """Whether a tensor divides into groups of m weights along `dim`."""
     return weight.ndim > 1 and weight.shape[dim] % m == 0

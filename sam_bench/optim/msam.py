@@ -4,11 +4,11 @@ Becker, Altrock, Risse: Momentum-SAM: Sharpness Aware Minimization without Compu
 
     θ ← base step from θ along ∇L_B(θ - ρ v/‖v‖₂)      v: the base optimizer's momentum
 
-On the first step there is no v, and no perturbation. Cost: 1 propagation. Memory: one copy of the weights (θ).
+In the first step there is no v, and no perturbation.
 Deviations: the authors keep the weights perturbed from step to step and undo it for tests and checkpoints; here every
-step goes and comes back, so that θ is what everyone else sees. The base takes its weight decay at θ, theirs at the
+step perturbs and restores, so that everyone else sees θ. The base applies its weight decay at θ, theirs at the
 perturbed weights. BatchNorm statistics, loss and logits are those of the one pass, at the perturbed weights; the
-authors take the statistics anew at θ, in one more epoch of forward passes at the very end.
+authors re-estimate the statistics at θ in one more epoch of forward passes at the very end.
 """
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import TINY, Closure, Descent, require
+from sam_bench.optim.checks import ArgumentError, require_number
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.descent import TINY, Descent
 
 BUFFERS = ("momentum_buffer", "exp_avg")  # of SGD; of Adam and most of its relatives
 
@@ -26,27 +28,25 @@ class MSAM(Descent):
 
     Args:
         base: an optimizer with momentum, SGD's or Adam's.
-        rho: ρ ≥ 0, the radius of the perturbation, in the units of the weights.
-        model: as for every method; no BatchNorm needs to be kept still here.
+        rho: ρ ≥ 0, the radius of the perturbation, in the units of the weights; one for all groups.
+        model: accepted as by every method. MSAM has one pass, which updates the BatchNorm statistics.
 
     Raises:
-        ValueError: the base has no momentum.
+        ArgumentError: the base has no momentum.
 
     """
 
-    def __init__(self, base: Optimizer, rho: float = 3.0, model: nn.Module | None = None) -> None:
-        require("rho", rho, low=0)
-        super().__init__(base, model)
+    paper = "Becker et al., arXiv 2401.12033"
+    memory_copies = 1  # θ
+    whole_first_pass = False
+    unschedulable = "it has one pass, so a coin could save none"
+
+    def __init__(self, base: Optimizer, rho: float = 3.0, *, model: nn.Module | None = None) -> None:
+        super().__init__(base, model=model)
+        require_number("rho", rho, low=0)
         self.rho = rho
         if any(group.get("momentum") == 0 for group in base.param_groups):
-            raise ValueError("Invalid base: its momentum is 0, and MSAM perturbs along it (a base with momentum)")
-
-    def update(self, closure: Closure) -> Tensor:
-        """One update; returns the loss at the perturbed weights."""
-        loss = super().update(closure)
-        if self.t == 0 and not self.kind:
-            raise ValueError(f"Invalid base: {type(self.innermost).__name__} keeps none of {', '.join(BUFFERS)}")
-        return loss
+            raise ArgumentError("base", f"{type(base).__name__} with momentum 0", "a base with momentum")
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave ∇L(θ - ρv/‖v‖) in `.grad`; return the loss there."""
@@ -54,16 +54,22 @@ class MSAM(Descent):
         if not params:
             return self.propagate(closure)
         self.counts["sharpness_aware_steps"] += 1
-        with self.moved(params, list(torch._foreach_mul(v, -self.rho / (get_total_norm(v) + TINY)))):
+        with self.offset_by(params, list(torch._foreach_mul(v, -self.rho / (get_total_norm(v) + TINY)))):
             return self.propagate(closure)
 
     def momenta(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters with a momentum, and those."""
+        """The parameters that have a momentum, and their momenta."""
         held = [(p, self.state[p].get(name)) for p in self.params() if p in self.state for name in BUFFERS]
         pairs = [(p, v) for p, v in held if v is not None]
         return [p for p, _ in pairs], [v for _, v in pairs]
 
+    def end(self) -> None:
+        """After the first step, look for the momentum."""
+        if self.t == 0 and self.params_with_grad() and not self.variant:
+            raise ArgumentError("base", type(self.innermost).__name__, f"one that keeps {' or '.join(BUFFERS)}")
+        super().end()
+
     @property
-    def kind(self) -> bool:
+    def variant(self) -> bool:
         """Whether there is a momentum."""
         return bool(self.momenta()[0])

@@ -7,10 +7,10 @@ arXiv 2203.09962.
     X_t = 1:  a step of the inner sharpness-aware method
     X_t = 0:  a step of the base optimizer along ∇L_B(θ)
 
-Both kinds of step share the learning rate and the base optimizer's state. Expected cost: 1 + (1/T) Σ p(t/T) for an
-inner method of cost 2.
-Deviations: the draw at step t is a function of (seed, t) alone, so it is the same on every rank, known ahead of time
-and exact after a resume. No gradient clipping of its own (the authors clip at 5): see `trainer.clip`.
+Both share the learning rate and the base optimizer's state. Expected cost: 1 + (1/T) Σ p(t/T) for an inner method of
+cost 2.
+Deviations: the draw at step t follows from (seed, t) alone, so it is the same on every rank, known ahead of time and
+exact after a resume. There is no gradient clipping of its own (the authors clip at 5): see `trainer.clip`.
 
 Late SAM (Zhou et al., arXiv 2410.10373) is RST with p = 0, then 1: conf/optimizer/late_sam.yaml.
 """
@@ -19,11 +19,12 @@ import random
 from collections.abc import Hashable
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from sam_bench.optim.descent import Closure, Descent, require
-from sam_bench.schedules import Schedule
+from sam_bench.optim.checks import ArgumentError, require_integer
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.descent import Descent
+from sam_bench.optim.schedules import Schedule
 
 
 class RST(Descent):
@@ -31,31 +32,42 @@ class RST(Descent):
 
     Args:
         inner: the method of the steps with X = 1; its base optimizer takes the others.
-        schedule: p(s), see `sam_bench.schedules`.
+        schedule: p(s) for s = t/T, such as `Linear(0, 1)`.
         total_steps: T ≥ 1; a step past T draws with p(1).
         seed: of the draws, ≥ 0.
-        warmup_steps: first steps without a sharpness-aware one.
+        warmup_steps: number of first steps with X = 0, less than T.
+
+    Raises:
+        ArgumentError: a coin can save nothing of the inner method, or an argument is out of range.
 
     """
 
+    paper = "Zhao et al., arXiv 2203.09962"
+    cost = "1 + mean of p × (inner's - 1)"
+    unschedulable = "it tosses a coin itself"
     wraps_methods = True
 
     def __init__(
-        self, inner: Descent, schedule: Schedule, total_steps: int, seed: int = 0, warmup_steps: int = 0
+        self, inner: Descent, schedule: Schedule, total_steps: int, seed: int = 0, *, warmup_steps: int = 0
     ) -> None:
-        if not isinstance(inner, Descent) or not inner.schedulable:
-            raise ValueError(
-                f"Invalid inner: {type(inner).__name__} (a method with a second pass that a coin can save, such as SAM)"
-            )
+        if not isinstance(inner, Descent):
+            raise ArgumentError("inner", type(inner).__name__, "a sharpness-aware method, such as SAM")
+        if inner.unschedulable:
+            allowed = f"a method that a coin can switch on and off, such as SAM; of this one, {inner.unschedulable}"
+            raise ArgumentError("inner", type(inner).__name__, allowed)
         if not callable(schedule):
-            raise TypeError(f"Invalid schedule: {schedule!r} (a function of t/T, such as Constant(0.5))")
-        require("total_steps", total_steps, low=1)
-        require("seed", seed, low=0)
-        require("warmup_steps", warmup_steps, low=0)
+            raise ArgumentError("schedule", schedule, "a function of t/T, such as Constant(0.5)")
+        require_integer("total_steps", total_steps, low=1)
+        require_integer("seed", seed, low=0)
+        require_integer("warmup_steps", warmup_steps, low=0)
+        if warmup_steps >= total_steps:
+            raise ArgumentError("warmup_steps", warmup_steps, "less than the whole training, so that SAM is on once")
         super().__init__(inner)
         self.inner = inner
-        self.counts = inner.counts  # the inner method makes the passes and counts them
+        self.counts = inner.counts
         self.capturable, self.compilable, self.samplewise = inner.capturable, inner.compilable, inner.samplewise
+        self.memory_copies, self.waits = inner.memory_copies, inner.waits
+        self.whole_first_pass = inner.whole_first_pass
         self.schedule = schedule
         self.total_steps, self.seed, self.warmup_steps = total_steps, seed, warmup_steps
         self.aware = False  # X of the step that has begun
@@ -70,38 +82,29 @@ class RST(Descent):
 
     def begin(self) -> None:
         """Toss the coin."""
-        self.inner.t = self.t  # one clock for both, whoever makes the step
+        self.inner.t = self.t  # one clock for both, whichever makes the step
         self.aware = self.draw(self.t)
         if self.aware:
             self.inner.begin()
 
     @property
-    def kind(self) -> Hashable:
-        """X_t, and where it is 1 the kind of the inner method's step."""
-        return (True, self.inner.kind) if self.aware else (False, None)
+    def variant(self) -> Hashable:
+        """X_t and, if it is 1, the variant of the inner method's step."""
+        return (True, self.inner.variant) if self.aware else (False, None)
 
-    @torch.no_grad()
-    def update(self, closure: Closure) -> Tensor:
-        """One update: the inner method's where X_t = 1, else the base optimizer's."""
-        return self.sharpness_aware_update(closure) if self.aware else self.inner.descend(closure)
-
-    def sharpness_aware_update(self, closure: Closure) -> Tensor:
-        """The update with X_t = 1."""
-        return self.inner.update(closure)
+    def gradient(self, closure: Closure) -> Tensor:
+        """Leave the inner method's gradient in `.grad` if X_t = 1, else g; return the loss at θ."""
+        return self.inner.gradient(closure) if self.aware else self.propagate(closure)
 
     def end(self) -> None:
-        """On to t + 1."""
+        """Finish the step."""
         if self.aware:
             self.inner.end()
         super().end()
 
-    def descend(self, closure: Closure) -> Tensor:
-        """One plain step, which no coin decides and the schedule does not count."""
-        return self.inner.descend(closure)
-
     @property
     def expected_propagations_per_step(self) -> float:
-        """η = 1 + (c - 1)(1/T) Σ p(t/T), with c the cost of the inner method."""
+        """η = 1 + (c - 1)(1/T) Σ p(t/T), where c is the cost of the inner method."""
         return 1 + (self.inner.expected_propagations_per_step - 1) * self.mean_p
 
     @property

@@ -4,83 +4,136 @@ Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization for Efficiently 
 arXiv 2010.01412.
 
     g = ∇L_B(θ)
-    ε = ρ g/‖g‖₂               the norm over all parameters together
+    ε = ρ g/‖g‖₂               the norm over all perturbed parameters together
     θ ← base step from θ along ∇L_B(θ + ε)
 
-`ascent_share` < 1: g is that of the first part of the batch (Bahri, Mobahi, Tay: Sharpness-Aware Minimization Improves
-Language Model Generalization, arXiv 2110.08529); an option of all methods that have the two passes from here. One that
+ρ is a setting of each parameter group: groups may differ, a scheduler may change it, and a group with ρ = 0 is not
+perturbed and not part of the norm. SAM-ON (Müller et al., arXiv 2306.04226) is ρ = 0 on all but normalization layers.
+
+`ascent_share` < 1: g is the gradient of the first part of the batch (Bahri, Mobahi, Tay: Sharpness-Aware Minimization
+Improves Language Model Generalization, arXiv 2110.08529). All methods with these two passes have this option. One that
 compares g with gₛ (GSAM, LookSAM, G-RST) then compares two batches as well.
 
-Cost: 1 + ascent_share propagations. Memory: one copy of the weights (θ); ε takes the place of g.
-Deviations: none. A weight decay of the base optimizer stays out of ε; one in the loss enters it.
+Deviations: none. A weight decay of the base optimizer does not enter ε; one in the loss does.
 
-AdaSAM (Sun et al., arXiv 2303.00565) is SAM over AMSGrad: conf/optimizer/adasam.yaml. Deviation: torch's AMSGrad, which
+AdaSAM (Sun et al., arXiv 2303.00565) is SAM over AMSGrad: conf/optimizer/adasam.yaml. Deviation: torch's AMSGrad
 corrects the bias of both means.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import TINY, Closure, Descent, Part, number_of, require
+from sam_bench.optim.checks import require_number
+from sam_bench.optim.closure import Closure, Selection
+from sam_bench.optim.descent import TINY, Descent, number_of
 
 
 class SAM(Descent):
-    """SAM around `base`; a method that differs in ε alone overrides `epsilon`.
+    """SAM around `base`. A method that differs in ε alone overrides `epsilon`.
 
     Args:
-        base: any ready first-order `torch.optim.Optimizer`.
+        base: any ready first-order `torch.optim.Optimizer`. Its groups may have a `rho` of their own.
         rho: ρ ≥ 0, the radius of the perturbation, in the units of the weights.
-        model: where BatchNorm layers are to be found.
+        model: the module whose BatchNorm layers update their running statistics once per step.
         ascent_share: the share of the batch, in (0, 1], that the first pass sees.
 
     """
 
-    schedulable = True
+    paper = "Foret et al., arXiv 2010.01412"
+    cost = "1 + ascent_share"
+    memory_copies = 1  # θ; ε takes the place of g
+    unschedulable = ""
     keeps_g = False  # whether g is to outlive the second pass, in `scratch("g")`
     whole_gradient = True  # whether the first pass gives the gradient of every tensor
 
     def __init__(
-        self, base: Optimizer, rho: float = 0.05, model: nn.Module | None = None, ascent_share: float = 1.0
+        self, base: Optimizer, rho: float = 0.05, *, model: nn.Module | None = None, ascent_share: float = 1.0
     ) -> None:
-        require("rho", rho, low=0)
-        require("ascent_share", ascent_share, above=0, high=1)
-        super().__init__(base, model)
-        self.rho, self.ascent_share = rho, ascent_share
+        super().__init__(base, model=model)
+        require_number("ascent_share", ascent_share, above=0, high=1)
+        self.ascent_share = ascent_share
         self.samplewise = self.samplewise or ascent_share < 1
+        self.whole_first_pass = self.whole_first_pass and ascent_share == 1
+        self.set_radius(rho)
+
+    def set_radius(self, rho: float) -> None:
+        """Put ρ into the parameter groups."""
+        self.set_in_groups(rho=rho)
+
+    def set_in_groups(self, **settings: float) -> None:
+        """Put settings of the method into every parameter group that has no value of its own, and check them all."""
+        for name, value in settings.items():
+            require_number(name, value, low=0)
+        super().set_in_groups(**settings)
+        for group in self.param_groups:
+            for name in settings:
+                require_number(name, group[name], low=0)
+
+    def rho(self, group: dict[str, Any]) -> float:
+        """ρ of a parameter group in this step."""
+        return group["rho"]
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave gₛ = ∇L(θ + ε) in `.grad`; return the loss at θ."""
-        loss = self.first_pass(closure, self.ascent_part(closure))
+        loss = self.first_pass(closure, self.ascent_selection(closure))
         self.second_pass(closure)
         return loss
 
-    def first_pass(self, closure: Closure, part: Part | None = None) -> Tensor:
+    def first_pass(self, closure: Closure, selection: Selection | None = None) -> Tensor:
         """Leave g in `.grad`; return the loss."""
-        loss = self.propagate(closure, part)
+        loss = self.propagate(closure, selection)
         if self.keeps_g:
             params = self.params_with_grad()
             torch._foreach_copy_(self.scratch("g", params), self.grads(params))
-            # a tensor that this pass left out may be in the second one
+            # a tensor that this pass did not reach may be reached by the second
             if rest := [p for p in self.params() if p.grad is None and p.requires_grad]:
                 torch._foreach_zero_(self.scratch("g", rest))
         return loss
 
-    def second_pass(self, closure: Closure, part: Part | None = None) -> None:
+    def second_pass(self, closure: Closure, selection: Selection | None = None) -> None:
         """With g in `.grad`, leave gₛ there."""
+        with self.at_perturbed_weights():
+            self.propagate(closure, selection)
+
+    @contextmanager
+    def at_perturbed_weights(self) -> Iterator[None]:
+        """With g in `.grad`. Within: weights θ + ε, frozen BatchNorm statistics, no gradients."""
         self.counts["sharpness_aware_steps"] += 1
-        params = self.params_with_grad()
-        with self.perturbed(params, self.epsilon(params)):
-            self.propagate(closure, part)
+        groups = [group for group in self.param_groups if self.is_perturbed(group)]
+        params = [p for group in groups for p in group["params"] if p.grad is not None]
+        with self.perturbed(params, self.epsilon(params) if params else []):
+            for p in self.params():
+                p.grad = None  # it holds ε now, which a closure without zero_grad would add to gₛ
+            yield
+
+    def is_perturbed(self, group: dict[str, Any]) -> bool:
+        """Whether the parameters of a group are perturbed."""
+        return group["rho"] != 0
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε = ρ g/‖g‖, in the memory of g: the second pass overwrites it anyway."""
+        """ε = ρ g/‖g‖, in the memory of g."""
         grads = self.grads(params)
-        torch._foreach_mul_(grads, self.rho / (get_total_norm(grads) + TINY))
+        self.scale(params, grads, get_total_norm(grads))
         return grads
 
-    def ascent_part(self, closure: Closure) -> Part | None:
+    def scale(self, params: list[Tensor], direction: list[Tensor], norm: Tensor | float) -> None:
+        """Multiply the direction by ρ/norm in place, with the ρ of each parameter's group."""
+        radii = [self.rho(group) for group in self.param_groups if self.is_perturbed(group)]
+        if len({id(rho) if isinstance(rho, Tensor) else rho for rho in radii}) == 1:  # no look at a tensor's value
+            torch._foreach_mul_(direction, radii[0] / (norm + TINY))
+            return
+        part_of = dict(zip(params, direction, strict=True))
+        for group in self.param_groups:
+            if mine := [part_of[p] for p in group["params"] if p in part_of]:
+                torch._foreach_mul_(mine, self.rho(group) / (norm + TINY))
+
+    def ascent_selection(self, closure: Closure) -> Selection | None:
         """The samples of the first pass; None for all of them."""
         if self.ascent_share == 1:
             return None
@@ -88,5 +141,5 @@ class SAM(Descent):
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """The share of the first pass and the whole second one."""
+        """The share of the batch in the first pass, and the whole of it in the second."""
         return 1 + self.ascent_share

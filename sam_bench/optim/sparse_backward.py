@@ -1,14 +1,14 @@
-"""The implicit form of sparse SAM: a backward whose products with masked weights leave them out.
+"""The implicit form of sparse SAM: a backward that leaves out the products with masked weights.
 
-Mi et al., arXiv 2306.17504. Within `SparseBackward` linear layers and convolutions give their inputs the gradient
+Mi et al., arXiv 2306.17504. Within `SparseBackward`, linear layers and convolutions give their inputs the gradient
 
-    ∂L/∂x = ∂L/∂y · (m ⊙ W)        in the place of ∂L/∂y · W
+    ∂L/∂x = ∂L/∂y · (m ⊙ W)        instead of ∂L/∂y · W
 
-and their weights the gradient as ever. So the gradients of all but the last layers are approximations.
+and their weights the usual gradient. So the gradients of all but the last layers are approximations.
 
-On an NVIDIA GPU of compute capability 8.0 or newer, in bf16, the product of a linear layer is a 2:4 sparse one where
-its sides are multiples of 64; there is no sparse convolution, whose products stay dense. `emulated` has dense products
-throughout, and so costs a little more than SAM. A convolution whose padding is a word ("same") stays as it is.
+On an NVIDIA GPU of compute capability 8.0 or newer, in bf16, the product of a linear layer is a 2:4 sparse one if its
+sides are multiples of 64. There is no sparse convolution, so convolutions use dense products. `emulated` uses dense
+products throughout and so costs a little more than SAM. A convolution with padding="same" or "valid" is left unmasked.
 """
 
 from typing import Any
@@ -18,28 +18,30 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sam_bench.optim.checks import ArgumentError
+
 
 def check_hardware(params: list[Tensor], pattern: str) -> None:
     """Refuse the implicit form where there are no 2:4 products.
 
     Raises:
-        ValueError: the device, the pattern or the layers have none.
+        ArgumentError: the device, the pattern or the layers have none.
 
     """
     device = params[0].device
     capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if not capable or pattern != "2:4":
-        raise ValueError(
-            f"Invalid form: implicit, on {device.type} with pattern {pattern} (it needs n:m with 2:4, and an NVIDIA "
-            "GPU of compute capability 8.0 or newer; emulated computes the same with dense products)"
+        raise ArgumentError(
+            "form",
+            "implicit",
+            "emulated, which computes the same with dense products; implicit needs pattern n:m with 2:4 and an NVIDIA "
+            f"GPU of compute capability 8.0 or newer, and this is {device.type} with {pattern}",
         )
     if not any(p.ndim == 2 and not any(side % 64 for side in p.shape) for p in params):
-        raise ValueError(
-            "Invalid form: implicit, with a model that has no linear layer whose sides are multiples of 64"
-        )
+        raise ArgumentError("form", "implicit", "emulated; no linear layer has sides that are multiples of 64")
 
 
-# what the functions that it takes the place of are given, in order
+# the arguments of the functions that it replaces, in order
 ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
@@ -47,27 +49,31 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
 
 
 class SparseBackward(TorchFunctionMode):
-    """Within: linear layers and convolutions whose weight has a mask go backward through the masked weight."""
+    """Within: linear layers and convolutions whose weight has a mask use the masked weight in their backward."""
 
     def __init__(self, masks: dict[Tensor, Tensor], form: str) -> None:
         super().__init__()
         self.masks, self.form = masks, form
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take the place of `F.linear` and `F.conv2d`."""
+        """Replace `F.linear` and `F.conv2d`."""
         kwargs = kwargs or {}
         given = dict(zip(ARGUMENTS.get(func, ()), args, strict=False)) | kwargs
         if func not in ARGUMENTS or given["weight"] not in self.masks or isinstance(given.get("padding"), str):
             return func(*args, **kwargs)
         x, weight, bias = given["input"], given["weight"], given.get("bias")
         mask = self.masks[weight]
-        if torch.is_autocast_enabled(x.device.type):  # it casts operations, not functions of our own
+        if torch.is_autocast_enabled(
+            x.device.type
+        ):  # autocast casts torch's operations, not autograd functions of our own
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
         if func is F.linear:
             return _Linear.apply(x, weight, bias, mask, self.form == "implicit")
-        how = [_pair(given.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
-        return _Conv2d.apply(x, weight, bias, mask, *how, given.get("groups", 1))
+        geometry = [
+            _pair(given.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+        ]
+        return _Conv2d.apply(x, weight, bias, mask, *geometry, given.get("groups", 1))
 
 
 def _pair(value: Any) -> list[int]:
@@ -97,20 +103,20 @@ class _Linear(torch.autograd.Function):
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, *how: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, *geometry: Any) -> Tensor:
         ctx.save_for_backward(x, weight, mask)
-        ctx.bias_size, ctx.how = None if bias is None else [len(bias)], how
+        ctx.bias_size, ctx.geometry = None if bias is None else [len(bias)], geometry
         with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(x, weight, bias, *how)
+            return F.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, mask = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.how
-        backward, how = torch.ops.aten.convolution_backward, (stride, padding, dilation, False, [0, 0], groups)
+        stride, padding, dilation, groups = ctx.geometry
+        backward, geometry = torch.ops.aten.convolution_backward, (stride, padding, dilation, False, [0, 0], groups)
         masked = weight * mask.to(weight.dtype)
-        grad_x = backward(grad, x, masked, ctx.bias_size, *how, [True, False, False])[0]
+        grad_x = backward(grad, x, masked, ctx.bias_size, *geometry, [True, False, False])[0]
         _, grad_weight, grad_bias = backward(
-            grad, x, weight, ctx.bias_size, *how, [False, True, ctx.bias_size is not None]
+            grad, x, weight, ctx.bias_size, *geometry, [False, True, ctx.bias_size is not None]
         )
         return grad_x, grad_weight, grad_bias, None, None, None, None, None

@@ -6,11 +6,10 @@ Mi et al.: Systematic Investigation of Sparse Perturbed Sharpness-Aware Minimiza
     ε = m ⊙ ρ g/‖g‖₂        m in {0, 1}; the norm is that of the whole g, so ‖ε‖ < ρ
     θ ← base step from θ along ∇L_B(θ + ε)
 
-Form `explicit`: g is dense, then masked: SAM's cost. `implicit`: the first backward is itself sparse, see
-`sparse_backward`; `emulated`: the same with dense products, for a look at its accuracy.
-Patterns: see `masks`. Cost: SAM's. Memory: two copies (θ, m). State: m.
-Deviations: the mask is there from the first step on (theirs is 0 over the first interval, which is then plain descent).
-In the implicit form groups run along the output dimension, over which the products of the backward sum.
+Forms: `explicit`: g is dense, then masked. `implicit`: the first backward is itself sparse, see `sparse_backward`.
+`emulated`: the same with dense products, to study its accuracy. Patterns: see `masks`.
+Deviations: there is a mask from the first step on (theirs is 0 over the first interval, which is then plain descent).
+In the implicit form, groups run along the output dimension, over which the products of the backward sum.
 """
 
 from contextlib import nullcontext
@@ -21,30 +20,40 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sam_bench.optim import masks
-from sam_bench.optim.descent import Closure, Part, require
+from sam_bench.optim.checks import ArgumentError, require_choice, require_integer, require_number
+from sam_bench.optim.closure import Closure, Selection
 from sam_bench.optim.sam import SAM
 from sam_bench.optim.sparse_backward import SparseBackward, check_hardware
 
+FORMS = ("explicit", "implicit", "emulated")
+
 
 class SSAM(SAM):
-    """SAM around `base`, its perturbation masked.
+    """SAM around `base` with a masked perturbation.
 
     Args:
         base, rho, model, ascent_share: see `SAM`.
-        update_steps: from one mask to the next; usually the steps of an epoch.
-        sparsity: s in [0, 1), the share of the parameters that are not perturbed; `n:m` has its own.
+        update_steps: steps between two masks; usually those of an epoch.
+        sparsity: s in [0, 1), the share of the parameters that are not perturbed. `n:m` ignores it.
         pattern: one of `masks.PATTERNS`.
-        n, m: of `n:m`: so many of every m are perturbed.
-        form: `explicit`, `implicit` or `emulated`.
-        seed: of what is drawn.
+        n, m: of the pattern `n:m`: n of every m consecutive weights are perturbed.
+        form: one of `FORMS`.
+        seed: of the draws, ≥ 0.
 
     """
+
+    paper = "Mi et al., arXiv 2210.05177, 2306.17504"
+    memory_copies = 2  # θ, m
+    state_copies = 1
+    state_contents = "the mask"
+    waits = "a new mask"
 
     def __init__(
         self,
         base: Optimizer,
-        update_steps: int,
         rho: float = 0.1,
+        *,
+        update_steps: int,
         sparsity: float = 0.5,
         pattern: str = "unstructured",
         n: int = 2,
@@ -54,29 +63,28 @@ class SSAM(SAM):
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("sparsity", sparsity, low=0)
-        if sparsity >= 1:
-            raise ValueError(f"Invalid sparsity: {sparsity} (a number in [0, 1))")
-        if pattern not in masks.PATTERNS:
-            raise ValueError(f"Invalid pattern: {pattern} ({', '.join(masks.PATTERNS)})")
-        require("m", m, low=1)
-        require("n", n, low=1, high=m)
-        require("update_steps", update_steps, low=1)
-        super().__init__(base, rho, model, ascent_share)
-        if form not in ("explicit", "implicit", "emulated"):
-            raise ValueError(f"Invalid form: {form} (explicit, implicit, emulated)")
+        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        require_number("sparsity", sparsity, low=0, below=1)
+        require_choice("pattern", pattern, masks.PATTERNS)
+        require_choice("form", form, FORMS)
+        require_integer("m", m, low=1)
+        require_integer("n", n, low=1)
+        require_integer("update_steps", update_steps, low=1)
+        require_integer("seed", seed, low=0)
+        if n > m:
+            raise ArgumentError("n", n, f"at most m, which is {m}")
         self.dim = 1 if form == "explicit" else 0  # of the groups
-        if pattern == "n:m" and not any(masks.in_groups(p, m, self.dim) for p in self.perturbable()):
-            raise ValueError(f"Invalid m: {m} (a number that divides the channels of a layer)")
+        if pattern == "n:m" and not any(masks.has_groups(p, m, self.dim) for p in self.perturbable()):
+            raise ArgumentError("m", m, "a number that divides the channels of a layer")
         if form == "implicit":
             check_hardware(self.perturbable(), f"{n}:{m}" if pattern == "n:m" else pattern)
         self.sparsity, self.pattern, self.n, self.m = sparsity, pattern, n, m
         self.form, self.update_steps, self.seed = form, update_steps, seed
         self.compilable, self.capturable = form == "explicit", form != "implicit"
-        self.period = -1  # of the mask that there is
+        self.period = -1  # of the present mask
 
     def perturbable(self) -> list[Tensor]:
-        """The parameters that a mask is over."""
+        """The parameters that the mask covers."""
         return [p for p in self.params() if p.requires_grad]
 
     def is_due(self) -> bool:
@@ -84,7 +92,7 @@ class SSAM(SAM):
         return self.t // self.update_steps != self.period
 
     def set_mask(self, scores: list[Tensor]) -> None:
-        """Ones where the scores, one an element, are highest; in place, where a captured step looks."""
+        """Put ones where the scores, one per element, are highest; in place, where a captured step reads the mask."""
         params = self.perturbable()
         if self.pattern == "n:m":
             new = masks.n_of_m(scores, self.n, self.m, self.dim)
@@ -94,11 +102,11 @@ class SSAM(SAM):
         torch._foreach_copy_(self.memory("mask", params), new)
         self.period = self.t // self.update_steps
 
-    def first_pass(self, closure: Closure, part: Part | None = None) -> Tensor:
-        """Leave g in `.grad`, through a sparse backward if asked; return the loss."""
+    def first_pass(self, closure: Closure, selection: Selection | None = None) -> Tensor:
+        """Leave g in `.grad`, by a sparse backward unless the form is explicit; return the loss."""
         sparse = SparseBackward(self._memory["mask"], self.form) if self.form != "explicit" else nullcontext()
         with sparse:
-            return super().first_pass(closure, part)
+            return super().first_pass(closure, selection)
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
         """ε, in the memory of g."""
@@ -107,10 +115,10 @@ class SSAM(SAM):
         return grads
 
     def own_state(self) -> dict[str, Any]:
-        """With the period of the mask."""
+        """The period of the mask, too."""
         return {**super().own_state(), "period": self.period}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back what `own_state` gave."""
+        """Load what `own_state` returned."""
         super().load_own_state(state)
         self.period = state["period"]

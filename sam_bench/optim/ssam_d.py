@@ -7,11 +7,10 @@ Mi et al., arXiv 2210.05177 and 2306.17504.
         drop the share f of the alive with the smallest |g|;  grow as many of the dead, at random
     ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ along ∇L_B(θ + ε)
 
-Cost, memory, state, forms, patterns: see `ssam`. g is that of the step's first pass. What is drawn follows from
-(seed, period).
-Deviations: those of `ssam`. As many grow as were dropped, and what was dropped may grow again only where the others are
-too few, so the alive share stays (theirs falls). Under `tensor` and `channel` whole units are dropped, up to f of the
-alive elements, and those are grown that fit into the share; under `n:m` each group keeps its n.
+g is that of the step's first pass. What is drawn follows from (seed, period). Forms, patterns: see `ssam`.
+Deviations: those of `ssam`. As many grow as were dropped, and what was dropped grows again only if the others are too
+few, so the alive share stays (theirs falls). Under `tensor` and `channel` whole units are dropped, up to f of the alive
+elements, and those are grown that fit into the share. Under `n:m` each group keeps its n.
 """
 
 import math
@@ -22,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sam_bench.data.sampling import derived_seed
-from sam_bench.optim.descent import require
+from sam_bench.optim.checks import require_choice, require_integer, require_number
 from sam_bench.optim.masks import spread, unit_scores, unit_sizes
+from sam_bench.optim.seeding import derived_seed
 from sam_bench.optim.ssam import SSAM
 
 CRITERIA = ("gradient", "weight", "random")
@@ -34,11 +33,11 @@ class SSAMD(SSAM):
     """SSAM-D around `base`.
 
     Args:
-        base: see `SAM`.
+        base, rho: see `SAM`.
         total_steps: T ≥ 1; E = T/update_steps.
-        drop_rate: in [0, 1], of the alive, at first.
-        drop: the smallest of which to drop: `gradient`, `weight` or `random`.
-        grow: the largest of which to grow.
+        drop_rate: share of the alive to drop at first, in [0, 1].
+        drop: drop the smallest `gradient`, `weight` or `random` number.
+        grow: grow the largest.
         further: see `SSAM`.
 
     """
@@ -46,36 +45,37 @@ class SSAMD(SSAM):
     def __init__(
         self,
         base: Optimizer,
+        rho: float = 0.1,
+        *,
         total_steps: int,
         drop_rate: float = 0.5,
         drop: str = "gradient",
         grow: str = "random",
         **further: Any,
     ) -> None:
-        require("total_steps", total_steps, low=1)
-        require("drop_rate", drop_rate, low=0, high=1)
-        for name, value in (("drop", drop), ("grow", grow)):
-            if value not in CRITERIA:
-                raise ValueError(f"Invalid {name}: {value} ({', '.join(CRITERIA)})")
-        super().__init__(base, **further)
+        super().__init__(base, rho, **further)
+        require_integer("total_steps", total_steps, low=1)
+        require_number("drop_rate", drop_rate, low=0, high=1)
+        require_choice("drop", drop, CRITERIA)
+        require_choice("grow", grow, CRITERIA)
         self.total_steps, self.drop_rate, self.drop, self.grow = total_steps, drop_rate, drop, grow
 
     def begin(self) -> None:
-        """At the very first, a random mask."""
+        """Before the first step, draw a random mask."""
         if self.period < 0:
             self.set_mask(self.criterion("random", self.perturbable(), self.generator(0)))
 
     def generator(self, period: int) -> torch.Generator:
-        """What a period's mask is drawn from."""
+        """The generator that a period's mask is drawn from."""
         return torch.Generator(self.params()[0].device).manual_seed(derived_seed("ssam_d", self.seed, period))
 
     @property
-    def kind(self) -> Hashable:
-        """The period, in the step that moves the mask: one of a kind."""
+    def variant(self) -> Hashable:
+        """The period if the step moves the mask, which makes it the only one of its variant."""
         return self.t // self.update_steps if self.is_due() else None
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε, after a move of the mask if one is due."""
+        """ε, after moving the mask if that is due."""
         if self.is_due():
             self.move()
         return super().epsilon(params)
@@ -86,25 +86,25 @@ class SSAMD(SSAM):
         e = self.t // self.update_steps
         f = self.drop_rate / 2 * (1 + math.cos(math.pi * min(1.0, e * self.update_steps / self.total_steps)))
         draw = self.generator(e)
-        kind = "unstructured" if self.pattern == "n:m" else self.pattern
-        alive = torch.cat([unit_scores(m, kind) for m in self.memory("mask", params)]) > 0
+        units = "unstructured" if self.pattern == "n:m" else self.pattern
+        alive = torch.cat([unit_scores(m, units) for m in self.memory("mask", params)]) > 0
         to_drop, to_grow = (
-            torch.cat([unit_scores(s, kind).float() for s in self.criterion(name, params, draw)])
+            torch.cat([unit_scores(s, units).float() for s in self.criterion(name, params, draw)])
             for name in (self.drop, self.grow)
         )
-        sizes = torch.cat([unit_sizes(p, kind) for p in params])
-        worst = to_drop.masked_fill(~alive, torch.inf).argsort(stable=True)
-        dropped = worst[sizes[worst].cumsum(0) <= int(f * sizes[alive].sum())]
-        # a score that ranks: those that stay, then the dead by what is to grow, then the dropped
-        rank = to_grow.argsort(stable=True).argsort() / len(alive)
-        score = torch.where(alive, 2.0, rank).index_fill_(0, dropped, -1.0)
-        parts = score.split([unit_scores(p, kind).numel() for p in params])
-        self.set_mask([spread(part, p.detach(), kind) for part, p in zip(parts, params, strict=True)])
+        sizes = torch.cat([unit_sizes(p, units) for p in params])
+        smallest = to_drop.masked_fill(~alive, torch.inf).argsort(stable=True)
+        dropped = smallest[sizes[smallest].cumsum(0) <= int(f * sizes[alive].sum())]
+        # a score that ranks: those that stay, then the dead in the order of growing, then the dropped
+        rank = (to_grow.argsort(stable=True).argsort() / len(alive)).float()
+        score = torch.where(alive, torch.full_like(rank, 2.0), rank).index_fill_(0, dropped, -1.0)
+        per_tensor = score.split([unit_scores(p, units).numel() for p in params])
+        self.set_mask([spread(scores, p.detach(), units) for scores, p in zip(per_tensor, params, strict=True)])
 
     def criterion(self, name: str, params: list[Tensor], draw: torch.Generator) -> list[Tensor]:
-        """A number an element: |g|, |θ|, or drawn."""
+        """A number per element: |g|, |θ|, or drawn."""
         if name == "random":
-            return [torch.rand(p.shape, generator=draw, device=p.device) for p in params]
+            return [torch.rand(p.shape, generator=draw, device=p.device, dtype=torch.float32) for p in params]
         if name == "weight":
             return [p.detach().abs() for p in params]
         return [torch.zeros_like(p) if p.grad is None else p.grad.abs() for p in params]

@@ -6,10 +6,10 @@ Mi et al., arXiv 2210.05177 and 2306.17504.
     m = 1 at the share 1 - s of the parameters with the largest F, over all of them together
     ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ along ∇L_B(θ + ε)
 
-Cost: SAM's, and at each refresh n gradients of single examples, counted as n/|B| propagations. Memory, state, forms,
-patterns: see `ssam`. The examples of a refresh follow from (seed, refresh).
-Deviations: those of `ssam`. The authors' code adds the first sample's gradient to the one of SAM left in `.grad`, and
-moves the BatchNorm statistics while it scores; this does neither.
+A refresh takes n gradients of single examples, counted as n/|B| propagations. Its examples follow from (seed, refresh).
+Forms, patterns: see `ssam`.
+Deviations: those of `ssam`. The authors' code adds the first sample's gradient to the one of SAM left in `.grad` and
+updates the BatchNorm statistics while it scores; this does neither.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sam_bench.data.sampling import derived_seed
-from sam_bench.optim.descent import require
+from sam_bench.optim.checks import ArgumentError, require_integer
 from sam_bench.optim.fisher import fisher
+from sam_bench.optim.seeding import derived_seed
 from sam_bench.optim.ssam import SSAM
 
 
@@ -28,29 +28,33 @@ class SSAMF(SSAM):
     """SSAM-F around `base`.
 
     Args:
-        base: see `SAM`.
-        sample: n and a seed -> n training images (n, C, H, W) and classes (n,), on the device of the model.
+        base, rho: see `SAM`.
+        sample: called with n and a seed, returns n training images (n, C, H, W) and classes (n,) on the model's device.
         samples: n ≥ 1.
-        batch_size: |B|, to count a refresh by; None: it is not counted.
-        further: see `SSAM`; `model` is what is scored.
+        batch_size: |B|, to count a refresh; None leaves it uncounted.
+        further: see `SSAM`; `model` is required, it is scored.
 
     Raises:
-        ValueError: there is no model.
+        ArgumentError: there is no model.
 
     """
+
+    cost = "1 + ascent_share, and samples/batch at a new mask"
 
     def __init__(
         self,
         base: Optimizer,
+        rho: float = 0.1,
+        *,
         sample: Callable[[int, int], tuple[Tensor, Tensor]],
         samples: int = 128,
         batch_size: int | None = None,
         **further: Any,
     ) -> None:
-        require("samples", samples, low=1)
-        super().__init__(base, **further)
+        super().__init__(base, rho, **further)
+        require_integer("samples", samples, low=1)
         if further.get("model") is None:
-            raise ValueError("Invalid model: None (the model, whose per-sample gradients SSAM-F takes)")
+            raise ArgumentError("model", None, "the model, whose per-sample gradients SSAM-F takes")
         self.model, self.sample, self.n_samples = further["model"], sample, samples
         self.batch_size = batch_size
 

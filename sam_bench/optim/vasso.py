@@ -2,11 +2,10 @@
 
 Li, Giannakis: Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023.
 
-    d ← (1 - θ')d + θ'g       on the first step d = g; the paper writes θ for this θ'
+    d ← (1 - θ')d + θ'g       in the first step d = g; the paper writes θ for this θ'
     ε = ρ d/‖d‖₂
     θ ← base step from θ along ∇L_B(θ + ε)
 
-Cost: SAM's. Memory: two copies (θ, d). State: d.
 Deviations: none.
 """
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import require
+from sam_bench.optim.checks import require_number
 from sam_bench.optim.sam import SAM
 
 
@@ -27,26 +26,32 @@ class VaSSO(SAM):
 
     """
 
+    paper = "Li & Giannakis, NeurIPS 2023"
+    memory_copies = 2  # θ, d
+    state_copies = 1
+    state_contents = "the direction d"
+
     def __init__(
         self,
         base: Optimizer,
         rho: float = 0.2,
+        *,
         theta: float = 0.9,
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
     ) -> None:
-        require("theta", theta, low=0, high=1)
-        super().__init__(base, rho, model, ascent_share)
+        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        require_number("theta", theta, low=0, high=1)
         self.theta = theta
 
     @property
-    def kind(self) -> bool:
+    def variant(self) -> bool:
         """Whether it is the first step."""
         return "d" not in self._memory
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
         """ε, in the memory of g."""
-        first, g = self.kind, self.grads(params)
+        first, g = self.variant, self.grads(params)
         d = self.memory("d", params)
         torch._foreach_lerp_(d, g, 1.0 if first else self.theta)
         torch._foreach_copy_(g, d)

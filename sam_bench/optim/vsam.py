@@ -1,19 +1,16 @@
-"""vSAM: SAM steps sampled at an adaptive rate, their second-order part reused in between.
+"""vSAM: SAM steps sampled at an adaptive rate, with their second-order part reused in between.
 
 Deng, Pang, Zhang, Wang: Effective Gradient Sample Size via Variation Estimation for Accelerating Sharpness aware
 Minimization, arXiv 2403.08821.
 
-    gₛ = g + PSF,  PSF ≈ ρHĝ                 PSF: what a step of SAM adds to the gradient
+    gₛ = g + PSF,  PSF ≈ ρHĝ                 PSF: what a SAM step adds to the gradient
     sampled steps:  the base steps along gₛ, and PSF = gₛ - g is kept
-    other steps:    along g + cPSF, c = β, β², … for so many reuses, then along g
+    other steps:    along g + cPSF, c = β, β², … for a number of reuses, then along g
 
-All steps of the first epochs are sampled, then ⌊m⌋ in each window of K steps, m following ‖PSF‖ and ‖PSF‖/‖g‖ over the
+In the first epochs every step is sampled, then ⌊m⌋ steps of each window of K. m follows ‖PSF‖ and ‖PSF‖/‖g‖ over the
 last N tensors: see `vsam_window`.
-
-Cost: 1 + m/K propagations, 2 over the first epochs. Memory: three copies (θ, g, PSF). State: PSF, the window.
 Deviations: the first window after the first epochs has a sampled step (theirs counts one as done). The last tensors are
-those of the parameter groups. No `ascent_share`: PSF would be the difference between two batches. Waits for the device
-at the end of each window.
+those of the parameter groups. There is no `ascent_share`: PSF would be the difference between two batches.
 """
 
 from collections.abc import Hashable
@@ -24,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.descent import TINY, Closure, require
+from sam_bench.optim.checks import ArgumentError, require_integer, require_number
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.descent import TINY
 from sam_bench.optim.sam import SAM
 from sam_bench.optim.vsam_window import Window
 
@@ -36,19 +35,27 @@ class VSAM(SAM):
         base, rho, model: see `SAM`.
         window, quota, quota_max, alpha_1, alpha_2, seed: see `Window`.
         beta: β in [0, 1].
-        reuses: of one PSF.
+        reuses: how often one PSF is reused, ≥ 0.
         tensors: N ≥ 1.
-        sam_steps: the first steps, all sampled.
+        sam_steps: the number of first steps, all sampled.
+        total_steps: T; with it, windows that would never start are refused.
 
     """
 
-    schedulable = False
+    paper = "Deng et al., arXiv 2403.08821"
+    cost = "1 + m/K, adaptive"
+    memory_copies = 3  # θ, g, PSF
+    state_copies = 1
+    state_contents = "the last PSF, the window"
+    unschedulable = "it chooses its sharpness-aware steps itself, by the quota of its window"
+    waits = "the end of a window"
     keeps_g = True
 
     def __init__(
         self,
         base: Optimizer,
         rho: float = 0.05,
+        *,
         window: int = 50,
         quota: float = 1.0,
         quota_max: float = 0.8,
@@ -58,20 +65,23 @@ class VSAM(SAM):
         reuses: int = 6,
         tensors: int = 10,
         sam_steps: int = 0,
+        total_steps: int | None = None,
         seed: int = 0,
         model: nn.Module | None = None,
     ) -> None:
-        require("beta", beta, low=0, high=1)
-        require("tensors", tensors, low=1)
-        require("reuses", reuses, low=0)
-        require("sam_steps", sam_steps, low=0)
-        super().__init__(base, rho, model)
+        super().__init__(base, rho, model=model)
+        require_number("beta", beta, low=0, high=1)
+        require_integer("tensors", tensors, low=1)
+        require_integer("reuses", reuses, low=0)
+        require_integer("sam_steps", sam_steps, low=0)
+        if total_steps is not None and sam_steps >= total_steps:
+            raise ArgumentError("sam_steps", sam_steps, "less than the whole training, so that vSAM begins")
         device = base.param_groups[0]["params"][0].device
         self.window = Window(window, quota, quota_max, (alpha_1, alpha_2), seed, device)
         self.beta, self.reuses, self.N, self.sam_steps = beta, reuses, tensors, sam_steps
         self.sampled = False  # whether the step that has begun is
-        self.since = reuses  # steps since the last that was
-        self.c = torch.zeros((), device=device)
+        self.since = reuses  # steps since the last sampled one
+        self.c = torch.zeros((), device=device, dtype=torch.float32)
 
     def begin(self) -> None:
         """Choose, and set c."""
@@ -80,8 +90,8 @@ class VSAM(SAM):
         self.c.fill_(self.beta ** (self.since + 1))
 
     @property
-    def kind(self) -> Hashable:
-        """Whether it is sampled, and if not, whether it reuses."""
+    def variant(self) -> Hashable:
+        """Whether it is sampled, and if not, whether it reuses PSF."""
         return self.sampled, self.sampled or self.since < self.reuses
 
     def gradient(self, closure: Closure) -> Tensor:
@@ -98,14 +108,14 @@ class VSAM(SAM):
         loss = self.propagate(closure)
         if self.since < self.reuses:
             params = self.params_with_grad()
-            part = self.scratch("theta", params)
-            torch._foreach_copy_(part, self.memory("PSF", params))
-            torch._foreach_mul_(part, self.c)
-            torch._foreach_add_(self.grads(params), part)
+            reused = self.scratch("theta", params)
+            torch._foreach_copy_(reused, self.memory("PSF", params))
+            torch._foreach_mul_(reused, self.c)
+            torch._foreach_add_(self.grads(params), reused)
         return loss
 
     def end(self) -> None:
-        """Move on; at the end of a window, to a new one."""
+        """Finish the step; at the end of a window, start a new one."""
         self.since = 0 if self.sampled else self.since + 1
         self.window.n += self.sampled
         super().end()
@@ -116,15 +126,15 @@ class VSAM(SAM):
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """By the middle of the shares that the authors' long runs logged, 29 to 60 %, where the quota may get there."""
+        """By the middle of the shares that the authors logged, 29 to 60 %, or the largest quota if that is less."""
         return 1 + min(0.45, self.window.m_max / self.window.K)
 
     def own_state(self) -> dict[str, Any]:
-        """With the window."""
+        """The window, too."""
         return {**super().own_state(), "window": self.window.state(), "since": self.since}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back what `own_state` gave."""
+        """Load what `own_state` returned."""
         super().load_own_state(state)
         self.window.load(state["window"])
         self.since = state["since"]

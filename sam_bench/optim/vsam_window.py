@@ -1,13 +1,13 @@
 """Which steps vSAM samples: windows of K steps, each with a quota that follows the PSF (arXiv 2403.08821).
 
-    a step is sampled with probability m/K until ⌊m⌋ of its window are, and where only so many steps are left as lack
-    from the sampled steps so far, a = ‖PSF‖ and b = ‖PSF‖/‖g‖:
-        v_i = mean of the variances of 5 blocks of the last K values of a up to the i-th, sorted
-        r₁, r₂ = mean relative change from one to the next of the last K b, of the last K v, in [-1, 1]
-    after each window m ← m(1 + α₁r₁ + α₂r₂) in [1, quota_max·K]
+    A step is sampled with probability m/K until ⌊m⌋ of its window are, and always once as few steps are left as are
+    still lacking. From the sampled steps so far, a = ‖PSF‖ and b = ‖PSF‖/‖g‖:
+        v_i = mean variance of 5 blocks of the last K values of a up to the i-th, sorted
+        r₁, r₂ = mean relative change between successive values of the last K b, of the last K v, clipped to [-1, 1]
+    After each window m ← m(1 + α₁r₁ + α₂r₂), clipped to [1, quota_max·K].
 
-Deviations: where fewer steps were sampled, those there are are taken, and r = 0 where there are too few (the authors'
-lists start with zeros, by which they divide).
+Deviations: if fewer steps were sampled, the available ones are used, and r = 0 if there are too few (the authors' lists
+start with zeros, which they divide by).
 """
 
 import math
@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam_bench.optim.descent import require
+from sam_bench.optim.checks import require_integer, require_number
 
 BLOCKS = 5
 
 
 class Window:
-    """The present window; a and b of the last 2K sampled steps lie on the device.
+    """The present window. a and b of the last 2K sampled steps stay on the device.
 
     Args:
-        K: steps, ≥ 1.
+        K: number of steps, ≥ 1.
         quota: m of the first window.
-        quota_max: its largest, as a share of K: one step at least.
+        quota_max: its maximum as a share of K, at least one step.
         alphas: α₁, α₂ ≥ 0.
-        seed: of the draws.
+        seed: of the draws, ≥ 0.
         device: of a and b.
 
     """
@@ -46,30 +46,31 @@ class Window:
         seed: int,
         device: torch.device,
     ) -> None:
-        require("window", K, low=1)
-        require("quota_max", quota_max, low=1 / K, high=1)
+        require_integer("window", K, low=1)
+        require_number("quota_max", quota_max, low=1 / K, high=1)
         self.K, self.m, self.m_max = K, float(quota), float(max(1, int(quota_max * K)))
-        require("quota", quota, low=1, high=self.m_max)
-        require("alpha_1", alphas[0], low=0)
-        require("alpha_2", alphas[1], low=0)
+        require_number("quota", quota, low=1, high=self.m_max)
+        require_number("alpha_1", alphas[0], low=0)
+        require_number("alpha_2", alphas[1], low=0)
+        require_integer("seed", seed, low=0)
         self.alphas, self.seed = alphas, seed
         self.done = 0  # sampled in this window
         self.n = 0  # sampled in all
-        self.norms = torch.zeros(2, 2 * K, device=device)
+        self.norms = torch.zeros(2, 2 * K, device=device, dtype=torch.float32)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # where the next a and b go
 
     def begin(self, t: int, place: int) -> bool:
-        """Whether step t is sampled, which has this place in its window."""
+        """Whether step t, at this place in its window, is sampled."""
         self.at.fill_(self.n % (2 * self.K))
         u, lacking = random.Random((self.seed << 64) + t).random(), int(self.m) - self.done
         return lacking > 0 and (u < self.m / self.K or self.K - place <= lacking)
 
     def note(self, a: Tensor, b: Tensor) -> None:
-        """Keep the norms of a sampled step; work for the device alone."""
+        """Keep the norms of a sampled step, on the device."""
         self.norms.index_copy_(1, self.at, torch.stack([a, b])[:, None].to(self.norms.dtype))
 
     def close(self) -> None:
-        """A new quota. Waits for the device."""
+        """Set a new quota. Waits for the device."""
         n = min(self.n, 2 * self.K)
         a, b = self.norms.roll(-(self.n % (2 * self.K)), 1)[:, -n:].tolist() if n else ([], [])
         last = [a[max(0, i - self.K) : i] for i in range(1, n + 1)]
@@ -83,13 +84,13 @@ class Window:
         return {"m": self.m, "done": self.done, "n": self.n, "norms": self.norms}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Load what `state` returned."""
         self.m, self.done, self.n = state["m"], state["done"], state["n"]
         self.norms.copy_(state["norms"])
 
 
 def block_variance(values: list[float]) -> float:
-    """Mean of the unbiased variances of five blocks of the sorted values, ten of them at least."""
+    """Mean of the unbiased variances of five blocks of the sorted values, of which there are at least ten."""
     values = sorted(values)
     size = len(values) / BLOCKS
     blocks = [values[round(i * size) : round((i + 1) * size)] for i in range(BLOCKS)]
@@ -97,7 +98,7 @@ def block_variance(values: list[float]) -> float:
 
 
 def relative_change(values: list[float]) -> float:
-    """Mean of the changes from each value to the next over the former, in [-1, 1]; 0 where there is none."""
-    # not those of a loss that is no longer finite, which the trainer finds at the end of the epoch
+    """Mean of the relative changes between successive values, clipped to [-1, 1]; 0 if there is none."""
+    # leaves out those of a loss that is no longer finite, which the trainer reports at the end of the epoch
     changes = [change for old, new in pairwise(values) if old and math.isfinite(change := (new - old) / old)]
     return min(max(statistics.fmean(changes), -1.0), 1.0) if changes else 0.0

@@ -4,24 +4,32 @@ import pytest
 import torch
 from torch import nn
 
-from sam_bench.methods import METHODS
 from sam_bench.optim import SAM, Descent
-from tests.optim.methods import BATCHES, TOTAL, adamw, build, grst, problem, rst, same, sgd, weights
+from sam_bench.testing.problem import BATCHES, TOTAL, problem, same, weights
+from tests.optim.methods import NAMES, SCHEDULABLE, adamw, build, grst, rst, sgd
 
 BASES = pytest.mark.parametrize("base", [sgd, adamw], ids=["sgd", "adamw"])
-INNER = [name for name, method in METHODS.items() if method.kind == "inner"]
 
 
 def plain(model, base):
-    return Descent(base(model), model)
+    return Descent(base(model), model=model)
 
 
 def sam(model, base, rho=0.05):
-    return SAM(base(model), rho, model)
+    return SAM(base(model), rho, model=model)
 
 
 def of(name, **settings):
     return lambda model, base: build(name, model, base(model), **settings)
+
+
+def without_its_term(name):
+    def make(model, base):
+        optimizer = build(name, model, base(model))
+        optimizer.start_steps = 10**9
+        return optimizer
+
+    return make
 
 
 EQUAL = {
@@ -52,9 +60,9 @@ EQUAL = {
     "AdaSAM ≡ SAM over its base": (of("adasam"), sam),
     "MSAM ρ=0 ≡ base": (of("msam", rho=0.0), plain),
     # the closure of both is the one that tells samples apart; it takes the mean of single losses
-    "SAF λ=0 ≡ base": (of("saf", lam=0.0), of("saf", start_epochs=99)),
-    "MESA λ=0 ≡ base": (of("mesa", lam=0.0), of("mesa", start_epochs=99)),
-    "SAF, MESA before they start ≡ base": (of("saf", start_epochs=99), of("mesa", start_epochs=99)),
+    "SAF λ=0 ≡ base": (of("saf", lam=0.0), without_its_term("saf")),
+    "MESA λ=0 ≡ base": (of("mesa", lam=0.0), without_its_term("mesa")),
+    "SAF, MESA before they start ≡ base": (without_its_term("saf"), without_its_term("mesa")),
     "ascent_share of all ≡ SAM": (of("sam", ascent_share=1.0), sam),
     **{f"{name} ρ=0 ≡ base": (of(name, rho=0.0), plain) for name in ("asam", "fsam", "vasso", "ssam_f", "ssam_d")},
     "LookSAM ρ=0 ≡ base": (of("looksam", rho=0.0, alpha=0.0), plain),
@@ -63,13 +71,16 @@ EQUAL = {
     "AE-SAM ρ=0 ≡ base": (of("aesam", rho=0.0), plain),
     "ESAM ρ=0, γ=1 ≡ base": (of("esam", rho=0.0, gamma=1.0), plain),
     "vSAM ρ=0 ≡ base": (of("vsam", rho=0.0), plain),
-    **{f"RST p=1 over {name} ≡ {name}": (lambda m, b, n=name: rst(build(n, m, b(m)), p=1), of(name)) for name in INNER},
+    **{
+        f"RST p=1 over {name} ≡ {name}": (lambda m, b, n=name: rst(build(n, m, b(m)), p=1), of(name))
+        for name in SCHEDULABLE
+    },
     **{
         f"G-RST γ=1 over {name} ≡ RST over it": (
             lambda m, b, n=name, s=settings: grst(build(n, m, b(m), **s), gamma=1),
             lambda m, b, n=name, s=settings: rst(build(n, m, b(m), **s)),
         )
-        for name in INNER
+        for name in SCHEDULABLE
         for settings in [{"beta": 1.0} if name == "esam" else {}]  # it mixes the first gradient of all tensors
     },
 }
@@ -79,7 +90,7 @@ DIFFERENT = {
     "RST, SAM": (lambda m, b: rst(sam(m, b)), sam),
     "G-RST, RST": (lambda m, b: grst(sam(m, b), gamma=2), lambda m, b: rst(sam(m, b))),
     "unit norm": (lambda m, b: grst(sam(m, b), unit_norm=True), lambda m, b: grst(sam(m, b))),
-    **{f"{name}, SAM": (of(name), sam) for name in METHODS if name not in ("sam", "adasam", "timm")},
+    **{f"{name}, SAM": (of(name), sam) for name in NAMES if name not in ("sam", "adasam", "timm")},
     "AE-LookSAM, AE-SAM": (of("aelooksam"), of("aesam")),
     "LookSAM, periodic SAM": (of("looksam"), of("periodic_sam")),
     "SSAM-F, SSAM-D": (of("ssam_f"), of("ssam_d")),

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
-from sam_bench.data.sampling import derived_seed
 from sam_bench.optim import GRST, RST, SAM, Descent
+from sam_bench.optim.seeding import derived_seed
 from sam_bench.optim.sparse_backward import SparseBackward
 from sam_bench.optim.vsam_window import Window
 from sam_bench.schedules import Constant, Linear
-from tests.optim.methods import BATCH, BATCHES, TOTAL, Sample, build, problem
+from sam_bench.testing.problem import BATCH, BATCHES, TOTAL, Sample, problem
+from tests.optim.methods import build
 
 LR, MOMENTUM, DECAY, RHO = 0.1, 0.9, 0.01, 0.3
 
@@ -43,7 +44,7 @@ def plus(one, other, c=1.0):
 
 
 class Net:
-    """The net of the specification: gradients of the mean loss of chosen samples, at θ + ε, tensor by tensor."""
+    """The net of the specification: gradients of the mean loss of chosen samples at θ + ε, tensor by tensor."""
 
     def __init__(self, model):
         self.model, self.params = model, list(model.parameters())
@@ -114,12 +115,12 @@ KINDS = pytest.mark.parametrize("kind", [{"foreach": False}, {"foreach": True}, 
 
 @KINDS
 def test_plain(p, kind):
-    compare(p, Descent(base(p, **kind), p.model), lambda net, t, b: net.gradient(b.x, b.y))
+    compare(p, Descent(base(p, **kind), model=p.model), lambda net, t, b: net.gradient(b.x, b.y))
 
 
 @KINDS
 def test_sam(p, kind):
-    compare(p, SAM(base(p, **kind), RHO, p.model), lambda net, t, b: net.sam(b.x, b.y)[1])
+    compare(p, SAM(base(p, **kind), RHO, model=p.model), lambda net, t, b: net.sam(b.x, b.y)[1])
 
 
 def test_sam_with_a_part_of_the_batch_in_the_first_pass(p):
@@ -140,7 +141,7 @@ def test_rst(p):
     def direction(net, t, b):
         return net.sam(b.x, b.y)[1] if coin(5, t) < t / TOTAL else net.gradient(b.x, b.y)
 
-    optimizer = RST(SAM(base(p), RHO, p.model), Linear(0, 1), TOTAL, seed=5)
+    optimizer = RST(SAM(base(p), RHO, model=p.model), Linear(0, 1), TOTAL, seed=5)
     compare(p, optimizer, direction)
     assert 0 < optimizer.sharpness_aware_steps < TOTAL
 
@@ -164,14 +165,14 @@ def test_grst(p, settings, gamma_at, unit_norm):
         gamma = gamma_at(0.6)
         return plus(times(gamma, g_s), times(1 / norm(g), g) if unit_norm else g, 1 - gamma)
 
-    inner = SAM(base(p), RHO, p.model)
+    inner = SAM(base(p), RHO, model=p.model)
     compare(p, GRST(inner, Constant(0.6), TOTAL, seed=5, unit_norm=unit_norm, **settings), direction)
 
 
 def test_sam_is_another_method_at_another_rho(p):
     """The comparison above can fail: a ρ of 0.31 is told from 0.3."""
     with pytest.raises(AssertionError):
-        compare(p, SAM(base(p), 0.31, p.model), lambda net, t, b: net.sam(b.x, b.y)[1])
+        compare(p, SAM(base(p), 0.31, model=p.model), lambda net, t, b: net.sam(b.x, b.y)[1])
 
 
 def test_asam(p):
@@ -482,7 +483,7 @@ def test_ssam_f(p):
 
     def direction(net, t, b):
         if t % BATCHES == 0:
-            sample = Sample((1, 8, 8), b.x[:0])(20, derived_seed("fisher", 3, t // BATCHES))
+            sample = Sample(b.x[:0])(20, derived_seed("fisher", 3, t // BATCHES))
             F = fisher_by_hand(net.model, *sample)  # noqa: N806
             flat = torch.cat([f.flatten() for f in F])
             threshold = flat.sort().values[round(0.3 * len(flat))]

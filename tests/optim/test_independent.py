@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.optim.methods import TOTAL, build
+from sam_bench.testing.problem import TOTAL
+from tests.optim.methods import build
 
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from sam_bench.optim.fisher import fisher
 from sam_bench.optim.masks import PATTERNS, highest, n_of_m
-from tests.optim.methods import BATCHES, build, problem, same
+from sam_bench.testing.problem import BATCHES, problem, same
+from tests.optim.methods import build
 from tests.optim.test_formulas import fisher_by_hand
 
 SHAPES = [(8, 4, 3, 3), (8,), (6, 8, 1, 1), (5, 12), (5,), (8, 3, 3, 3)]

@@ -4,17 +4,18 @@ from torch.optim import SGD
 
 from sam_bench.optim import AESAM, ASAM, ESAM, GRST, KSAM, MSAM, RST, SAF, SAM, SSAMD, VSAM, Descent, LookSAM
 from sam_bench.schedules import Constant, Linear, Piecewise
-from tests.optim.methods import problem, sgd
+from sam_bench.testing.problem import problem
+from tests.optim.methods import sgd
 
 
 class Schedulable(Descent):
-    schedulable = True
+    unschedulable = ""
 
 
 @pytest.fixture
 def inner(device):
     model = problem(device).model
-    return SAM(sgd(model), 0.05, model)
+    return SAM(sgd(model), 0.05, model=model)
 
 
 def test_draws_follow_from_seed_and_step_alone(inner):
@@ -70,8 +71,8 @@ def test_gamma_for_a_target_weight(inner):
         (lambda i: GRST(i, Constant(1), 1, gamma=1, weight=1), "Invalid gamma and weight: 1 and 1"),
         (lambda i: GRST(i, Constant(1), 1, weight=-1), "Invalid weight: -1"),
         (lambda i: RST(MSAM(i.base, rho=1), Constant(1), 1), "Invalid inner: MSAM"),
-        (lambda i: RST(SAF(i.base, 10, 1), Constant(1), 1), "Invalid inner: SAF"),
-        (lambda i: RST(AESAM(i.base, 10), Constant(1), 1), "Invalid inner: AESAM"),
+        (lambda i: RST(SAF(i.base, train_size=10, steps_per_epoch=1), Constant(1), 1), "Invalid inner: SAF"),
+        (lambda i: RST(AESAM(i.base, total_steps=10), Constant(1), 1), "Invalid inner: AESAM"),
         (lambda i: RST(VSAM(i.base), Constant(1), 1), "Invalid inner: VSAM"),
         (lambda i: SAM(i.base, ascent_share=0), "Invalid ascent_share: 0"),
         (lambda i: ASAM(i.base), "Invalid model: None"),
@@ -79,11 +80,11 @@ def test_gamma_for_a_target_weight(inner):
         (lambda i: GRST(Schedulable(i.base), Constant(1), 1, gamma=2), "Invalid inner: Schedulable"),
         (lambda i: GRST(ESAM(i.base, beta=0.5), Constant(1), 1, gamma=2), "Invalid inner: ESAM"),
         (lambda i: LookSAM(i.base, k=0), "Invalid k: 0"),
-        (lambda i: SSAMD(i.base, 10, update_steps=5, sparsity=1.5), "Invalid sparsity: 1.5"),
-        (lambda i: SSAMD(i.base, 10, update_steps=5, sparsity=1), "Invalid sparsity: 1"),
-        (lambda i: SSAMD(i.base, 10, update_steps=5, pattern="n:m", n=5, m=4), "Invalid n: 5"),
-        (lambda i: SSAMD(i.base, 10, update_steps=5, pattern="rows"), "Invalid pattern: rows"),
-        (lambda i: MSAM(SGD([torch.ones(1)], lr=1)), "Invalid base: its momentum is 0"),
+        (lambda i: SSAMD(i.base, total_steps=10, update_steps=5, sparsity=1.5), "Invalid sparsity: 1.5"),
+        (lambda i: SSAMD(i.base, total_steps=10, update_steps=5, sparsity=1), "Invalid sparsity: 1"),
+        (lambda i: SSAMD(i.base, total_steps=10, update_steps=5, pattern="n:m", n=5, m=4), "Invalid n: 5"),
+        (lambda i: SSAMD(i.base, total_steps=10, update_steps=5, pattern="rows"), "Invalid pattern: rows"),
+        (lambda i: MSAM(SGD([torch.ones(1)], lr=1)), "Invalid base: SGD with momentum 0"),
         (lambda i: ESAM(i.base).step(lambda: torch.zeros(())), "Invalid closure: ESAM looks at single samples"),
         (lambda i: KSAM(i.base).step(lambda: torch.zeros(())), "Invalid closure: KSAM looks at single samples"),
         (lambda i: SAM(i.base, ascent_share=0.5).step(lambda: torch.zeros(())), "Invalid closure: SAM looks at single"),

@@ -1,6 +1,7 @@
-"""The device: choosing it, making it repeatable, and asking it for time and memory."""
+"""The machine: choosing a device, making it repeatable, and asking it for time and memory."""
 
 import ctypes
+import inspect
 import os
 import resource
 import sys
@@ -14,8 +15,13 @@ from sam_bench.errors import SettingError
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def pick(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the GPU if there is one.
+
+    Raises:
+        SettingError: it does not exist.
+
+    """
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SettingError(f"trainer.device={name}: torch sees no CUDA device; choose cpu or auto")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
@@ -23,10 +29,13 @@ def pick(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def determinism(on: bool) -> None:
-    """Make a resume exact on a GPU, at some speed; a CPU is exact either way."""
+def set_determinism(on: bool) -> None:
+    """Make a resume exact on a GPU, at some cost in speed. A CPU is exact either way."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(on)
+    if "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(on)
+    else:
+        torch._C._set_deterministic_algorithms(on, warn_only=False)  # the same without importing the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it would write every new tensor twice
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = not on
@@ -35,8 +44,8 @@ def determinism(on: bool) -> None:
 def keep_freed_memory() -> None:
     """Have the C library keep what is freed on a CPU: the next step asks for the same sizes again.
 
-    Otherwise glibc gives large blocks back at once, and every step pays for hundreds of MB of fresh pages. What it is
-    worth stands in benchmarks/README.md. Before the first large tensor.
+    Otherwise glibc returns large blocks at once, and every step pays for hundreds of MB of fresh pages; see
+    benchmarks/README.md. Call it before the first large tensor.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for pages of 2 MB
     with suppress(OSError, AttributeError):  # another C library than glibc
@@ -45,14 +54,31 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def leave_compiler_unimported() -> None:
+    """Keep torch.optim from importing torch's compiler, which takes longer than torch itself.
+
+    torch.optim imports `torch._dynamo` when an optimizer is made and in each step, only to exclude its methods from
+    compilation. Here they are not part of what is compiled. Call it before the first optimizer is made.
+    """
+    if "torch._dynamo" in sys.modules:
+        return
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None:
+            method.__dict__["__dynamo_disable"] = method  # where `torch._disable_dynamo` keeps what it made
+    for optimizer in vars(torch.optim).values():
+        if isinstance(optimizer, type) and hasattr(vars(optimizer).get("step"), "__wrapped__"):
+            optimizer.step = torch.no_grad()(inspect.unwrap(optimizer.step))  # type: ignore[attr-defined]
+
+
 def wait_for(device: torch.device) -> None:
-    """Let the clock see the work that is queued."""
+    """Wait until the queued work is done, so that a clock sees it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Count from here: a sweep trains one run after the other in one process."""
+    """Start to count peak memory anew: a sweep trains several runs in one process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -61,9 +87,12 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of a GPU what torch held at most, of a CPU the largest resident size of the process."""
+    """Peak memory in bytes: on a GPU what torch reserved, on a CPU the largest resident size of the process.
+
+    What torch reserved includes the pools of CUDA graphs, which what it allocated does not.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     with suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -72,7 +101,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def describe(device: torch.device) -> str:
-    """What a table says that the seconds were measured on."""
+    """The device as named in tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"

@@ -1,31 +1,49 @@
-"""A data set that lives on the device as uint8 and is cropped, flipped, cut and normalised there, a batch at a time."""
+"""A data set that resides on the device as uint8 and is cropped, flipped, cut and normalized there, batch by batch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from sam_bench.data.sampling import balanced_subset, check_batch, derived_seed
+from sam_bench.data import Arrays
+from sam_bench.data.sampling import balanced_subset, check_batch
 from sam_bench.errors import SettingError
-from sam_bench.settings import DatasetSettings
+from sam_bench.optim.checks import require_boolean, require_integer
+from sam_bench.optim.seeding import derived_seed
 
 TEST_BATCH = 1000
 
 
-class Arrays(NamedTuple):
-    """A data set in memory: uint8 images (N, H, W, C) and int64 classes (N,)."""
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are chosen and augmented.
 
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    classes: int
+    Args:
+        subset: how many of the training images to use, class-balanced, the same ones for every seed; None: all.
+        padding: zeros around the image out of which a random crop of its size is taken, in pixels.
+        flip: flip left and right at random.
+        cutout: side of a square hole at a random place, in pixels; 16 and 8 in papers on CIFAR-10 and CIFAR-100.
+
+    """
+
+    subset: int | None = None
+    padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if self.subset is not None:
+            require_integer("subset", self.subset, low=1)
+        require_integer("padding", self.padding, low=0)
+        require_boolean("flip", self.flip)
+        require_integer("cutout", self.cutout, low=0)
 
 
 class Resident(NamedTuple):
-    """The same on the device, for any number of seeds: the chosen images, padded once, so that a crop is where to read.
+    """The same on the device, shared by all seeds: the chosen training images, padded once, so that a crop is a read.
 
     `mean` and `inverse_std` are those of each channel of the chosen training images.
     """
@@ -39,12 +57,17 @@ class Resident(NamedTuple):
     classes: int
 
 
-def reside(arrays: Arrays, settings: DatasetSettings, device: torch.device) -> Resident:
-    """Choose the subset, take its statistics, and move it to the device."""
-    chosen = balanced_subset(arrays.train_labels, settings.subset)
+def reside(arrays: Arrays, augmentation: Augmentation, device: torch.device) -> Resident:
+    """Choose the subset, compute its statistics, and move it to the device.
+
+    Raises:
+        SettingError: there are fewer training images than the subset has, or an image is smaller than padding or hole.
+
+    """
+    chosen = balanced_subset(arrays.train_labels, augmentation.subset)
     images, labels = arrays.train_images[chosen], arrays.train_labels[chosen]
-    size, pad = images.shape[2], settings.padding
-    for name, value in (("padding", settings.padding), ("cutout", settings.cutout)):
+    size, pad = images.shape[2], augmentation.padding
+    for name, value in (("padding", pad), ("cutout", augmentation.cutout)):
         if value > size:
             raise SettingError(f"dataset.{name}={value}: is more than the {size} pixels of an image")
     mean, std = channel_statistics(images)
@@ -59,29 +82,29 @@ def reside(arrays: Arrays, settings: DatasetSettings, device: torch.device) -> R
     )
 
 
-class DeviceData:
+class ResidentData:
     """The batches of a small data set, see `sam_bench.data.Data`."""
 
     knows_examples = True
 
-    def __init__(self, data: Resident, settings: DatasetSettings, batch_size: int, seed: int) -> None:
+    def __init__(self, data: Resident, augmentation: Augmentation, batch_size: int, seed: int) -> None:
         self.train_size, self.test_size = len(data.train_labels), len(data.test_labels)
         check_batch(batch_size, self.train_size)
         self.steps_per_epoch = self.train_size // batch_size
         self.classes, self.image_size, self.channels = data.classes, *data.test_images.shape[2:]
-        self.data, self.settings, self.batch_size, self.seed = data, settings, batch_size, seed
+        self.data, self.augmentation, self.batch_size, self.seed = data, augmentation, batch_size, seed
         self.device = device = data.train_labels.device
         self.generator = torch.Generator(device)
-        # a column an image, in the order of the epoch: first pixel of its crop, flip, hole, class, and which it is
+        # one column per image in the order of the epoch: first pixel of its crop, flip, hole y, hole x, class, index
         self.plan = torch.empty(6, self.train_size, dtype=torch.int64, device=device)
         self.line = torch.arange(self.image_size, device=device)
-        self.rows = self.line[:, None] * (self.image_size + 2 * settings.padding)
+        self.rows = self.line[:, None] * (self.image_size + 2 * augmentation.padding)
         self.first = torch.arange(batch_size, device=device)
         self.now = torch.empty_like(self.first)  # the columns of the batch
 
     def start(self, epoch: int) -> None:
-        """Draw the epoch: an order, and for each image a crop, a flip and a hole."""
-        n, size, s, device = self.train_size, self.image_size, self.settings, self.device
+        """Draw an order for the epoch and, for each image, a crop, a flip and a hole."""
+        n, size, s, device = self.train_size, self.image_size, self.augmentation, self.device
         draw = self.generator.manual_seed(derived_seed("augmentation", self.seed, epoch))
         order = torch.randperm(n, generator=draw, device=device)
         top, left = torch.randint(2 * s.padding + 1, (2, n), generator=draw, device=device)
@@ -95,7 +118,7 @@ class DeviceData:
         self.now.copy_(self.first)
 
     def fetch(self) -> None:
-        """Nothing: the host has no part in a batch."""
+        """The host has no part in a batch."""
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """The next batch of the plan."""
@@ -104,40 +127,40 @@ class DeviceData:
         corner, flip, hole_y, hole_x = plan[:4, :, None]
         columns = (self.line - flip).abs()  # 0, 1, 2, ..., or from the other end
         where = (corner + columns)[:, None, :] + self.rows  # (B, H, W)
-        images = self.normalise(self.data.train_images.view(-1, self.channels)[where])
-        if self.settings.cutout:
-            rows, columns = (_within(self.line, hole, self.settings.cutout) for hole in (hole_y, hole_x))
-            # the mean colour, after normalisation
+        images = self.normalize(self.data.train_images.view(-1, self.channels)[where])
+        if self.augmentation.cutout:
+            rows, columns = (_within(self.line, hole, self.augmentation.cutout) for hole in (hole_y, hole_x))
+            # the mean color, after normalization
             images.masked_fill_((rows[:, :, None] & columns[:, None])[:, None], 0)
         return images, plan[4], plan[5]
 
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Training images without crop, flip and hole."""
+        """Training images without augmentation."""
         draw = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(self.train_size, generator=draw)[:n].to(self.device)
-        pad, size = self.settings.padding, self.image_size
+        pad, size = self.augmentation.padding, self.image_size
         images = self.data.train_images[chosen, pad : pad + size, pad : pad + size]
-        return self.normalise(images), self.data.train_labels[chosen]
+        return self.normalize(images), self.data.train_labels[chosen]
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every test image once, as it is."""
+        """Every test image once, without augmentation."""
         for images, labels in zip(
             self.data.test_images.split(TEST_BATCH), self.data.test_labels.split(TEST_BATCH), strict=True
         ):
-            yield self.normalise(images), labels
+            yield self.normalize(images), labels
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, C) of uint8 to float (B, C, H, W), which in memory stay as they lay: channels last."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images uint8 (B, H, W, C) to float (B, C, H, W), in channels-last memory format."""
         return images.to(torch.float32).sub_(self.data.mean).mul_(self.data.inverse_std).permute(0, 3, 1, 2)
 
 
-def _within(line: Tensor, centre: Tensor, length: int) -> Tensor:
-    start = centre - length // 2
+def _within(line: Tensor, center: Tensor, length: int) -> Tensor:
+    start = center - length // 2
     return (line >= start) & (line < start + length)
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 images (..., C), exact, from 256 counts a channel."""
+    """Mean and standard deviation of each channel of images uint8 (..., C), exact, from 256 counts per channel."""
     values = torch.arange(256, dtype=torch.float64)
     counts = torch.stack([torch.bincount(plane.flatten(), minlength=256) for plane in images.unbind(-1)]).double()
     share = counts / counts.sum(1, keepdim=True)

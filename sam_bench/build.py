@@ -1,0 +1,254 @@
+"""From settings to objects: calls what `_target_` names, and turns what it refuses into one line about the setting."""
+
+import importlib
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from sam_bench.data import Arrays, Data
+from sam_bench.data.resident import Augmentation, Resident, ResidentData, reside
+from sam_bench.errors import SettingError, reason
+from sam_bench.optim import ArgumentError, Descent
+from sam_bench.settings import DatasetSettings, OptimizerSettings, Target, what_is_wrong
+
+
+def call(where: str, settings: Target, *args: Any, **offered: Any) -> Any:
+    """Call `_target_` with the settings, and with those of `offered` that it has parameters for.
+
+    A setting `x_epochs` for a parameter `x_steps` is converted with the `steps_per_epoch` offered. Nested settings with
+    a `_target_` are built first.
+
+    Args:
+        where: the group's name on the command line, for errors.
+        settings: what to call, and its arguments.
+        args: positional arguments.
+        offered: what the training provides. These are not settings.
+
+    Raises:
+        SettingError: there is no such target, or it refuses a setting.
+
+    """
+    target = locate(where, settings.target)
+    takes, takes_any = parameters_of(target)
+    hints = type_hints(target)
+    arguments = {key: value for key, value in offered.items() if key in takes}
+    setting_of: dict[str, str] = {}
+    for setting, value in settings.arguments.items():
+        steps = setting.removesuffix("_epochs") + "_steps"
+        in_epochs = setting not in takes and setting.endswith("_epochs") and steps in takes
+        name = steps if in_epochs else setting
+        if name in offered or (name not in takes and not takes_any):
+            raise SettingError(
+                f"{where}.{setting}: {settings.name} has no such setting{what_it_has(settings, takes, offered)}"
+            )
+        if isinstance(value, dict) and "_target_" in value:
+            value = Target.model_validate({"name": setting, **value})
+        if isinstance(value, Target):
+            arguments[name] = call(f"{where}.{setting}", value, **offered)
+            continue
+        check_type(f"{where}.{setting}", value, hints.get(name))
+        arguments[name] = value * offered["steps_per_epoch"] if in_epochs else value
+        setting_of[name] = setting
+    group = f"{where.replace('.', '/')}={settings.name}"
+    try:
+        return target(*args, **arguments)
+    except SettingError:
+        raise
+    except ArgumentError as error:
+        if error.name in setting_of:
+            wrong = setting_of[error.name]
+            value = settings.arguments[wrong]
+            raise SettingError(f"{where}.{wrong}={value}: should be {error.allowed}") from error
+        if isinstance(nested := getattr(settings, error.name, None), Target):
+            group = f"{where}/{error.name}={nested.name}"
+        raise SettingError(f"{group}: {error}") from error
+    except Exception as error:  # whatever the code of others raises, the settings are the cause
+        raise SettingError(f"{group}: {reason(error)}") from error
+
+
+def locate(where: str, target: str) -> Callable[..., Any]:
+    """The class or function of a dotted name.
+
+    Raises:
+        SettingError: there is none.
+
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module of others may raise anything when it is imported
+        raise SettingError(f"{where}._target_={target}: cannot be imported ({reason(error)})") from error
+
+
+def parameters_of(target: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The names of a target's parameters, and whether it takes others too.
+
+    Where a constructor passes `**further` on, the parameters of the next class are included.
+    """
+    names: set[str] = set()
+    calls = [each.__init__ for each in target.__mro__] if isinstance(target, type) else [target]  # type: ignore[misc]
+    for each in calls:
+        parameters = inspect.signature(each).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if all(p.kind != p.VAR_KEYWORD for p in parameters):
+            return names - {"self"}, False
+    return names - {"self"}, True
+
+
+def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a target's parameters; none if they cannot be evaluated."""
+    hints: dict[str, Any] = {}
+    calls = [each.__init__ for each in target.__mro__] if isinstance(target, type) else [target]  # type: ignore[misc]
+    for each in reversed(calls):
+        try:
+            hints |= typing.get_type_hints(each)
+        except Exception:  # names that exist for a type checker alone
+            continue
+    return hints
+
+
+def check_type(where: str, value: Any, hint: Any) -> None:
+    """Refuse a value that its annotation does not allow: no number for a boolean, no string for a number.
+
+    Raises:
+        SettingError: the value is of another type.
+
+    """
+    if hint is None:
+        return
+    try:
+        # from JSON, since a list is then right for a tuple, while a string is still wrong for a number
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        raise SettingError(f"{where}={value}: {what_is_wrong(error)}") from error
+    except (PydanticUserError, TypeError):  # an annotation that pydantic cannot check
+        return
+
+
+def what_it_has(settings: Target, takes: set[str], offered: dict[str, Any]) -> str:
+    """What to add to the answer to an unknown setting."""
+    known = takes - set(offered) - {"base", "inner", "params"}
+    names = [name for name in settings.arguments if name in known] + sorted(known - set(settings.arguments))
+    return f"; it has {', '.join(names) or 'none of its own'}"
+
+
+# ------------------------------------------------------------------------------------- optimizer, model, data set
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a method may ask to know about the training: its constructor has parameters of these names.
+
+    Attributes:
+        model: what is trained.
+        total_steps: T.
+        steps_per_epoch: steps in each epoch.
+        seed: of everything the method draws.
+        train_size: number of training examples; None if a batch does not tell which of them it has.
+        batch_size: images per step.
+        sample: called with n and a seed, returns n training images (n, C, H, W) and classes (n,) on the device.
+
+    """
+
+    model: nn.Module
+    total_steps: int
+    steps_per_epoch: int
+    seed: int = 0
+    train_size: int | None = None
+    batch_size: int | None = None
+    sample: Callable[[int, int], tuple[Tensor, Tensor]] | None = None
+
+    def method(self, where: str, settings: Target, around: torch.optim.Optimizer) -> Descent:
+        """A method around a base optimizer or another method.
+
+        Raises:
+            SettingError: there is no such method, it refuses a setting, or the training cannot give what it needs.
+
+        """
+        takes, _ = parameters_of(locate(where, settings.target))
+        if "train_size" in takes and self.train_size is None:
+            raise SettingError(
+                f"{where.replace('.', '/')}={settings.name}: keeps something of each training image, and this data set "
+                "does not say which ones a batch has; choose dataset=digits, cifar10 or cifar100"
+            )
+        method = call(where, settings, around, **vars(self))
+        if not isinstance(method, Descent):
+            raise SettingError(f"{where}._target_={settings.target}: is not a sam_bench.optim.Descent")
+        return method
+
+
+def create_optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]], training: Training) -> Descent:
+    """The optimizer over the parameter groups of the model.
+
+    Raises:
+        SettingError: a method or base optimizer does not exist or refuses a setting.
+
+    """
+    takes, _ = parameters_of(locate("optimizer", settings.target))
+    if settings.inner and "inner" not in takes:
+        raise SettingError(f"optimizer.inner: {settings.name} has no such setting{what_it_has(settings, takes, {})}")
+    if not settings.inner and "inner" in takes:
+        raise SettingError(f"optimizer={settings.name}: needs a method to schedule, as +optimizer/inner=sam")
+    if settings.inner:
+        for name in settings.arguments:
+            if name in settings.inner.arguments and name not in takes:
+                has = what_it_has(settings, takes, vars(training))
+                raise SettingError(
+                    f"optimizer.{name}: {settings.name} has no such setting{has}; "
+                    f"optimizer.inner.{name} is that of {settings.inner.name}"
+                )
+    base = call("optimizer.base", settings.base, groups)
+    if not isinstance(base, torch.optim.Optimizer):
+        raise SettingError(f"optimizer.base._target_={settings.base.target}: is not a torch.optim.Optimizer")
+    if settings.inner:
+        base = training.method("optimizer.inner", settings.inner, base)
+    return training.method("optimizer", settings, base)
+
+
+def create_model(settings: Target, classes: int, channels: int, image_size: int) -> nn.Module:
+    """The network for images (channels, image_size, image_size), initialized from torch's global generator.
+
+    Raises:
+        SettingError: there is no such network, or it refuses a setting.
+
+    """
+    model = call("model", settings, num_classes=classes, in_chans=channels, img_size=image_size)
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model._target_={settings.target}: gave a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def create_dataset(settings: DatasetSettings, batch_size: int, device: torch.device, seed: int) -> Data:
+    """Open the data set: `_target_` returns `Arrays` or, if it takes a `batch_size`, a `Data`.
+
+    Raises:
+        SettingError: it is missing, broken or too small, or refuses a setting.
+
+    """
+    takes, _ = parameters_of(locate("dataset", settings.target))
+    if "batch_size" in takes:
+        return call("dataset", settings, batch_size=batch_size, device=device, seed=seed)
+    resident, augmentation = _resident(settings, device)
+    return ResidentData(resident, augmentation, batch_size, seed)
+
+
+@lru_cache(maxsize=1)  # the runs of a sweep mostly share their data
+def _resident(settings: DatasetSettings, device: torch.device) -> tuple[Resident, Augmentation]:
+    takes, _ = parameters_of(locate("dataset", settings.target))
+    augmenting = {field.name for field in fields(Augmentation)} - takes
+    own = {key: value for key, value in settings.arguments.items() if key not in augmenting}
+    arrays = call("dataset", Target.model_validate({"name": settings.name, "_target_": settings.target, **own}))
+    if not isinstance(arrays, Arrays):
+        raise SettingError(f"dataset._target_={settings.target}: gave a {type(arrays).__name__}, not Arrays")
+    further = {key: value for key, value in settings.arguments.items() if key in augmenting}
+    module = f"{Augmentation.__module__}.{Augmentation.__name__}"
+    augmentation = call("dataset", Target.model_validate({"name": settings.name, "_target_": module, **further}))
+    return reside(arrays, augmentation, device), augmentation

@@ -1,0 +1,65 @@
+"""Where the configuration lies, and how it is composed. Imports no torch."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import open_dict
+
+from sam_bench.settings import Settings
+
+HERE = Path(__file__).resolve().parent
+CONF: Path = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, in a checkout
+
+
+def optimizer_files(conf: Path) -> dict[str, dict[str, Any]]:
+    """The settings in conf/optimizer/, by the names of the files."""
+    paths = sorted((conf / "optimizer").glob("*.yaml"))
+    return {path.stem: yaml.load(path.read_text(), yaml.CSafeLoader) for path in paths}
+
+
+def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a file in conf/optimizer/ says about the method itself: not what it wraps, nor its name."""
+    return {key: value for key, value in settings.items() if key not in ("defaults", "name", "base")}
+
+
+def is_scheduled(settings: dict[str, Any]) -> bool:
+    """Whether a file in conf/optimizer/ describes a method that wraps another one."""
+    return any("inner" in each for each in settings.get("defaults", []) if isinstance(each, dict))
+
+
+def store_inner_methods(conf: Path) -> None:
+    """Make `optimizer/inner=NAME` the settings of conf/optimizer/NAME.yaml without its base, so one file serves both.
+
+    Left out are methods that wrap another one, base optimizers alone, and methods that are about their base.
+    """
+    for name, settings in optimizer_files(conf).items():
+        is_base_alone = settings.get("_target_", "").endswith(".Descent")
+        if not is_scheduled(settings) and not is_base_alone and "base" not in settings:
+            ConfigStore.instance().store(name, own_settings(settings), group="optimizer/inner")
+
+
+def config_dir(arguments: list[str]) -> Path | None:
+    """The user's own folder of configurations on a command line, which Hydra adds to its search path."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    return parser.parse_known_args(arguments)[0].config_dir
+
+
+def compose_settings(*overrides: str) -> Settings:
+    """The settings that `python -m sam_bench OVERRIDES` would train.
+
+    Raises:
+        SettingError: a setting is wrong.
+
+    """
+    store_inner_methods(CONF)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    choices = config.hydra.runtime.choices
+    with open_dict(config):
+        del config["hydra"]
+    return Settings.of(config, choices)

@@ -1,0 +1,78 @@
+"""Argument checks of constructors. Each raises an `ArgumentError` that carries the argument's name."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+class ArgumentError(ValueError):
+    """A constructor refused an argument. Its text is worded as in torch.optim: `Invalid rho: -1 (a number in [0, ∞))`.
+
+    Attributes:
+        name: of the argument.
+        value: that was given.
+        allowed: what would be right.
+
+    """
+
+    def __init__(self, name: str, value: Any, allowed: str) -> None:
+        super().__init__(name, value, allowed)
+        self.name, self.value, self.allowed = name, value, allowed
+
+    def __str__(self) -> str:
+        return f"Invalid {self.name}: {self.value} ({self.allowed})"
+
+
+def require_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Refuse anything but a finite number in [low, high]; `above` and `below` are bounds that are themselves excluded.
+
+    Raises:
+        ArgumentError: the value is out of range, infinite, NaN, a boolean or no number.
+
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if is_number and low <= value <= high and (above is None or value > above) and (below is None or value < below):
+        return
+    left = f"({above}" if above is not None else f"[{low}" if low > -math.inf else "(-∞"
+    right = f"{below})" if below is not None else f"{high}]" if high < math.inf else "∞)"
+    raise ArgumentError(name, value, f"a number in {left}, {right}")
+
+
+def require_integer(name: str, value: Any, low: int) -> None:
+    """Refuse anything but an integer from `low` on.
+
+    Raises:
+        ArgumentError: the value is too small, a boolean or no integer.
+
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ArgumentError(name, value, f"an integer from {low} on")
+
+
+def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse anything but one of the choices.
+
+    Raises:
+        ArgumentError: the value is none of them.
+
+    """
+    if value not in choices:
+        raise ArgumentError(name, value, f"one of {', '.join(choices)}")
+
+
+def require_boolean(name: str, value: Any) -> None:
+    """Refuse anything but True and False.
+
+    Raises:
+        ArgumentError: the value is no boolean.
+
+    """
+    if not isinstance(value, bool):
+        raise ArgumentError(name, value, "true or false")
