@@ -5,25 +5,21 @@ import sys
 from typing import Any, Protocol
 
 import torch
-from hydra import compose, initialize_config_dir
 
-from sam_bench import data
-from sam_bench import device as devices
-from sam_bench.__main__ import CONF
+from sam_bench import machine
+from sam_bench.configuration import compose_settings
 from sam_bench.run import Run
 from sam_bench.settings import Settings
-from sam_bench.train import captures
+from sam_bench.train import should_capture
 
-data.ARRAYS["noise"] = "benchmarks.noise"
-NOISE = ["dataset=cifar10", "dataset.name=noise"]
+NOISE = ["dataset=cifar10", "dataset._target_=benchmarks.noise.noise"]
 COMMON = ["schedule=constant", "trainer=paper", "logger=none"]
 
 
 def settings_of(*overrides: str) -> Settings:
     """The settings that the command line would give; without a `dataset=`, on noise of CIFAR's shape."""
     chosen = [] if any(word.startswith("dataset=") for word in overrides) else NOISE
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return Settings.of(compose("config", [*chosen, *COMMON, *overrides]))
+    return compose_settings(*chosen, *COMMON, *overrides)
 
 
 class Contender(Protocol):
@@ -48,11 +44,11 @@ class Ours:
     def __init__(self, *overrides: str) -> None:
         settings = settings_of(*overrides)
         trainer = settings.trainer
-        self.device = devices.pick(trainer.device)
-        devices.determinism(trainer.deterministic)
-        devices.keep_freed_memory()
+        self.device = machine.pick_device(trainer.device)
+        machine.set_determinism(trainer.deterministic)
+        machine.keep_freed_memory()
         self.run, self.at = Run(settings, self.device), 0
-        self.captured = captures(settings, self.run)
+        self.captured = should_capture(settings, self.run)
         self.compiled = trainer.compile is True  # auto is for whole trainings
         self.run.prepare(self.compiled, self.captured, 0.0)
         with self.run.on_stream():
@@ -62,7 +58,7 @@ class Ours:
         """One step, without waiting for it."""
         with self.run.on_stream():
             if self.at == self.run.steps_per_epoch:
-                self.run.rows.append({})
+                self.run.epoch += 1
                 self.run.start()
                 self.at = 0
             self.run.step(self.at)
@@ -73,7 +69,7 @@ class Ours:
         before = self.counted()
         for _ in range(steps):
             self.launch()
-        devices.wait_for(self.device)
+        machine.wait_for(self.device)
         return self.counted() - before
 
     def counted(self) -> float:
@@ -93,7 +89,7 @@ class PytorchOptimizerSAM(Ours):
         from pytorch_optimizer import SAM
 
         super().__init__("optimizer=sam", "trainer.cuda_graphs=false", *overrides)
-        base: Any = self.run.settings.optimizer.base.arguments()
+        base: Any = self.run.settings.optimizer.base.arguments
         self.sam: Any = SAM(self.run.model.parameters(), torch.optim.SGD, rho=0.05, **base)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.sam, self.run.steps)
         self.run.closure.optimizer = self.sam

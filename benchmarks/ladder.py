@@ -1,10 +1,11 @@
 """From the plain loop to ours, one change a rung, and what each is worth: SGD's images per second."""
 
 import statistics
+from typing import Any
 
 from benchmarks import measure
 from benchmarks.contenders import Contender, Ours, Plain
-from sam_bench import device as devices
+from sam_bench import machine
 
 WORKERS = "2 workers in the loader"
 RUNGS: dict[str, list[str]] = {
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the rungs before the last")
     args = parser.parse_intermixed_args()
 
-    device = devices.pick(args.device)
+    device = machine.pick_device(args.device)
     options = ["--device", str(device), "--model", args.model, "--precision", args.precision]
     contenders: dict[str, Contender] = {}
     plain = []
@@ -43,24 +44,30 @@ def main() -> None:
     ours, run_of_ours = " ".join(["sam_bench", *args.overrides]), Ours(*of_ours)
     contenders[ours] = run_of_ours
 
-    times = measure.side_by_side(contenders, args.rounds, args.steps)
+    batch_size = run_of_ours.run.settings.trainer.batch_size
+
+    def rows(times: measure.Times) -> list[dict[str, Any]]:
+        first, before, lines = times["plain loop"][0], times["plain loop"][0], []
+        for rung, (seconds, _) in times.items():
+            lines.append(
+                {
+                    "model": args.model,
+                    "rung": rung,
+                    "images_per_second": round(batch_size / statistics.median(seconds)),
+                    "over_the_rung_before": "" if rung == ours else round(measure.ratio(before, seconds), 3),
+                    "over_the_plain_loop": round(measure.ratio(first, seconds), 3),
+                    **measure.where(device),
+                }
+            )
+            before = first if rung == WORKERS else seconds
+        return lines
+
+    times = measure.side_by_side(
+        contenders, args.rounds, args.steps, after_round=lambda times: measure.save(args.out, rows(times))
+    )
     for process in plain:
         process.close()
-    batch_size = run_of_ours.run.settings.trainer.batch_size
-    first, before, rows = times["plain loop"][0], times["plain loop"][0], []
-    for rung, (seconds, _) in times.items():
-        rows.append(
-            {
-                "model": args.model,
-                "rung": rung,
-                "images_per_second": round(batch_size / statistics.median(seconds)),
-                "over_the_rung_before": "" if rung == ours else round(measure.ratio(before, seconds), 3),
-                "over_the_plain_loop": round(measure.ratio(first, seconds), 3),
-                **measure.where(device),
-            }
-        )
-        before = first if rung == WORKERS else seconds
-    measure.write(args.out, rows)
+    measure.write(args.out, rows(times))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from benchmarks import measure
 from benchmarks.contenders import Ours, settings_of
-from sam_bench import data
-from sam_bench import device as devices
+from sam_bench import machine
+from sam_bench.build import create_dataset
 
 CLASSES, SIDE = 4, 256
 
@@ -43,13 +43,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("loader.csv"))
     args = parser.parse_args()
 
-    device, rates = devices.pick(args.device), {}
+    device, rates = machine.pick_device(args.device), {}
     with tempfile.TemporaryDirectory() as root:
         write_images(Path(root), args.images)
         overrides = ["dataset=imagefolder", f"dataset.root={root}", f"dataset.image_size={args.image_size}"]
         overrides += [f"trainer.batch_size={args.batch_size}", f"trainer.device={args.device}"]
         for workers in tqdm(args.workers, unit="loader", disable=None, leave=False):
-            folder = data.create(
+            folder = create_dataset(
                 settings_of(*overrides, f"dataset.workers={workers}").dataset, args.batch_size, device, 0
             )
             seconds = []
@@ -62,7 +62,7 @@ def main() -> None:
                 for _ in range(folder.steps_per_epoch - made_before):
                     folder.fetch()
                     folder.batch()
-                devices.wait_for(device)
+                machine.wait_for(device)
                 seconds.append((time.perf_counter() - start) / (folder.steps_per_epoch - made_before))
             rates[f"loader, {workers} workers"] = args.batch_size / statistics.median(seconds)
 
@@ -75,7 +75,7 @@ def main() -> None:
                 start = time.perf_counter()
                 run.closure.batch(*run.dataset.batch())
                 run.optimizer.step(run.closure)
-                devices.wait_for(device)
+                machine.wait_for(device)
                 seconds.append(time.perf_counter() - start)
         rates[f"{args.model}, SGD, {args.precision}, eager"] = args.batch_size / statistics.median(seconds[2:])
     rows = [

@@ -8,7 +8,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.contenders import Contender, Ours
-from sam_bench import device as devices
+from sam_bench import machine
 
 # steps; on a GPU enough that RST has made three of each kind, which capturing waits for, and recorded both
 WARM_UP = 24 if torch.cuda.is_available() else 4
@@ -34,15 +34,32 @@ def options(table: str, doc: str | None, rounds: int, steps: int) -> argparse.Ar
     return parser
 
 
-def side_by_side(
-    contenders: Mapping[str, Contender], rounds: int, steps: int, warm_up: int = WARM_UP
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds of each round's `steps` steps, and what they count, by contender.
+Times = dict[str, tuple[list[float], list[float]]]  # seconds per step and counts per step of each round, by contender
 
-    A round times each once, in an order of its own, so that a busy machine disturbs all of them alike; what is compared
-    are times of the same round.
+
+def side_by_side(
+    contenders: Mapping[str, Contender],
+    rounds: int,
+    steps: int,
+    warm_up: int = WARM_UP,
+    after_round: Callable[[Times], None] = lambda _: None,
+) -> Times:
+    """Time the contenders in rounds.
+
+    A round times each contender once, in an order of its own, so that a busy machine disturbs all of them alike. Times
+    of the same round are compared.
+
+    Args:
+        contenders: by name.
+        rounds: how often each is timed.
+        steps: of each, per round.
+        warm_up: untimed first steps of each.
+        after_round: called with the times so far, so that a table is not lost if the rest fails.
+
     """
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in contenders}
+    # each contender compiles the closure for its own model, in both modes of BatchNorm
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(contenders))
+    times: Times = {name: ([], []) for name in contenders}
     with tqdm(total=rounds * len(contenders), unit="timing", disable=None, leave=False) as bar:
         for name, contender in contenders.items():
             bar.set_postfix_str(f"warming up {name}")
@@ -58,6 +75,7 @@ def side_by_side(
                 times[name][0].append((time.perf_counter() - start) / steps)
                 times[name][1].append(count / steps)
                 bar.update()
+            after_round(times)
     return times
 
 
@@ -79,11 +97,11 @@ def matrix_peak(device: torch.device, precision: str) -> float:
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = math.inf
     for _ in range(6):
-        devices.wait_for(device)
+        machine.wait_for(device)
         start = time.perf_counter()
         for _ in range(repeats):
             a @ b
-        devices.wait_for(device)
+        machine.wait_for(device)
         best = min(best, (time.perf_counter() - start) / repeats)
     return 2 * size**3 / best
 
@@ -102,17 +120,22 @@ def how(one: Ours) -> dict[str, Any]:
 
 def where(device: torch.device) -> dict[str, Any]:
     """Device, version and date, which stand in every row."""
-    name = devices.describe(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    name = machine.describe(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     return {"device": name, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows as CSV, and as a table on standard output."""
+def save(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows as CSV, and as a table on standard output."""
+    save(path, rows)
     hidden = set(where(torch.device("cpu")))
     names = [name for name in rows[0] if name not in hidden]
     cells = [names, *([str(row[name]) for name in names] for row in rows)]

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from benchmarks import contenders
-from sam_bench import data, models
-from sam_bench import device as devices
+from benchmarks.contenders import settings_of
+from benchmarks.noise import noise
+from sam_bench import machine
+from sam_bench.build import create_dataset, create_model
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -44,9 +45,7 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 def loaded(batch_size: int, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end from a DataLoader."""
-    from benchmarks import noise
-
-    arrays = noise.load(contenders.settings_of().dataset)
+    arrays = noise()
     loader = torch.utils.data.DataLoader(
         Images(arrays.train_images, arrays.train_labels),
         batch_size,
@@ -63,7 +62,7 @@ def loaded(batch_size: int, workers: int, device: torch.device) -> Iterator[tupl
 
 def resident(batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end from the device."""
-    dataset = data.create(contenders.settings_of().dataset, batch_size, device, 0)
+    dataset = create_dataset(settings_of().dataset, batch_size, device, 0)
     for epoch in range(1_000_000):
         dataset.start(epoch)
         for _ in range(dataset.steps_per_epoch):
@@ -86,12 +85,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
 
-    device = devices.pick(args.device)
+    device = machine.pick_device(args.device)
     torch.backends.cudnn.benchmark = True
     if args.keep_freed_memory:
-        devices.keep_freed_memory()
-    settings = contenders.settings_of(f"model={args.model}")
-    model = models.create(settings.model, 10, 3, 32).to(device).train()
+        machine.keep_freed_memory()
+    settings = settings_of(f"model={args.model}")
+    model = create_model(settings.model, 10, 3, 32).to(device).train()
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
     forward = torch.compile(model) if args.compile else model
@@ -112,7 +111,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             scheduler.step()
-        devices.wait_for(device)
+        machine.wait_for(device)
         print(float(line), flush=True)
 
 

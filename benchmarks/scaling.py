@@ -4,20 +4,11 @@ import statistics
 
 from benchmarks import measure
 from benchmarks.contenders import Ours
-from sam_bench.models.register import register
-from sam_bench.models.wide_resnet import WideResNet
 
-
-@register
-def cifar_wide_resnet(depth: int, widen: int, num_classes: int = 10, in_chans: int = 3) -> WideResNet:
-    """Any of them."""
-    return WideResNet(depth, widen, num_classes, in_chans)
-
-
-WIDE = ["model.architecture=cifar_wide_resnet"]
+WIDE = ["model._target_=sam_bench.models.wide_resnet.WideResNet"]
 AXES = {
-    "width": {str(k): [*WIDE, "+model.kwargs.depth=10", f"+model.kwargs.widen={k}"] for k in (1, 2, 4)},
-    "depth": {str(d): [*WIDE, f"+model.kwargs.depth={d}", "+model.kwargs.widen=1"] for d in (10, 16, 28)},
+    "width": {str(k): [*WIDE, "+model.depth=10", f"+model.widen={k}"] for k in (1, 2, 4)},
+    "depth": {str(d): [*WIDE, f"+model.depth={d}", "+model.widen=1"] for d in (10, 16, 28)},
     "batch": {str(b): [f"trainer.batch_size={b}"] for b in (32, 64, 128, 256)},
     "data": {str(n): [f"dataset.subset={n}"] for n in (1000, 5000, 20_000, 50_000)},
 }
@@ -51,6 +42,7 @@ def main() -> None:
                     **measure.where(contenders["sgd"].device),
                 }
             )
+            measure.save(args.out, rows)
     measure.write(args.out, rows)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks import measure
 from benchmarks.contenders import Ours
-from sam_bench import device as devices
+from sam_bench import machine
 
 
 class Together:
@@ -22,7 +22,7 @@ class Together:
         for _ in range(steps):
             for one in self.runs:
                 one.launch()
-        devices.wait_for(self.runs[0].device)
+        machine.wait_for(self.runs[0].device)
         return sum(one.run.optimizer.propagations for one in self.runs) - before
 
 
@@ -53,6 +53,7 @@ def main() -> None:
                     **measure.where(runs[0].device),
                 }
             )
+        measure.save(args.out, rows)
     measure.write(args.out, rows)
 
 

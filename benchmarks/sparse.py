@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
 from benchmarks.contenders import Ours
-from sam_bench import device as devices
+from sam_bench import machine
 from sam_bench.errors import SettingError
 
 SPARSE = ["optimizer.pattern=n:m", "optimizer.sparsity=0.5"]
@@ -30,8 +30,6 @@ def main() -> None:
             ours[name] = Ours(*args.overrides, *words, "trainer.compile=false")
         except SettingError as error:  # no 2:4 products here
             print(f"{name} is left out: {error}")
-    times = measure.side_by_side(ours, args.rounds, args.steps)
-
     one = ours["sgd"].run
     one.closure.batch(*one.dataset.batch())
     passes = one.closure.flops()
@@ -40,25 +38,32 @@ def main() -> None:
     forward = counter.get_total_flops()
     # of the first pass of two: half of the products for the inputs; or half of the whole backward, as the paper counts
     could = {"inputs": 2 - 0.5 * (passes - 2 * forward) / passes, "backward": 2 - 0.5 * (passes - forward) / passes}
-    rows: list[dict[str, Any]] = []
-    for name, (seconds, counts) in times.items():
-        run, sparse = ours[name].run, name.startswith("ssam")
-        rows.append(
-            {
-                "model": run.settings.model.label,
-                **measure.how(ours[name]),
-                "optimizer": name,
-                "step_ms": round(statistics.median(seconds) * 1e3, 3),
-                "ratio_to_sgd": round(measure.ratio(seconds, times["sgd"][0]), 3),
-                "ratio_to_sam": round(measure.ratio(seconds, times["sam"][0]), 3),
-                "count": round(statistics.mean(counts), 3),
-                "operations_if_inputs_were_sparse": round(could["inputs"], 3) if sparse else "",
-                "operations_if_backward_were_sparse": round(could["backward"], 3) if sparse else "",
-                "refresh_over_epoch": refresh(ours[name]) if sparse else "",
-                **measure.where(ours[name].device),
-            }
-        )
-    measure.write(args.out, rows)
+    refreshes: dict[str, float] = {}
+
+    def rows(times: measure.Times) -> list[dict[str, Any]]:
+        return [row(name, times) for name in times]
+
+    def row(name: str, times: measure.Times) -> dict[str, Any]:
+        (seconds, counts), sparse = times[name], name.startswith("ssam")
+        return {
+            "model": ours[name].run.settings.model.name,
+            **measure.how(ours[name]),
+            "optimizer": name,
+            "step_ms": round(statistics.median(seconds) * 1e3, 3),
+            "ratio_to_sgd": round(measure.ratio(seconds, times["sgd"][0]), 3),
+            "ratio_to_sam": round(measure.ratio(seconds, times["sam"][0]), 3),
+            "count": round(statistics.mean(counts), 3),
+            "operations_if_inputs_were_sparse": round(could["inputs"], 3) if sparse else "",
+            "operations_if_backward_were_sparse": round(could["backward"], 3) if sparse else "",
+            "refresh_over_epoch": refreshes.get(name, ""),
+            **measure.where(ours[name].device),
+        }
+
+    times = measure.side_by_side(
+        ours, args.rounds, args.steps, after_round=lambda times: measure.save(args.out, rows(times))
+    )
+    refreshes |= {name: refresh(each) for name, each in ours.items() if name.startswith("ssam")}
+    measure.write(args.out, rows(times))
 
 
 def refresh(one: Ours) -> float:
@@ -67,7 +72,7 @@ def refresh(one: Ours) -> float:
     optimizer.period = -1
     start = time.perf_counter()
     optimizer.begin()
-    devices.wait_for(one.device)
+    machine.wait_for(one.device)
     new = time.perf_counter() - start
     start = time.perf_counter()
     one.go(8)

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import measure
-from sam_bench import device as devices
+from sam_bench import machine
 
 SAM_BENCH = [sys.executable, "-m", "sam_bench"]
 SHORT = ["trainer.epochs=1", "logger=none"]  # on digits, with the small ResNet
@@ -54,7 +54,7 @@ def main() -> None:
                 measured.append(training([*SAM_BENCH, *words, *SHORT, f"trainer.device={args.device}"]))
                 bar.update()
             rows.append(row(what, *(statistics.median(column) for column in zip(*measured, strict=True))))
-    device = devices.pick(args.device)
+    device = machine.pick_device(args.device)
     measure.write(args.out, [{**one, **measure.where(device)} for one in rows])
 
 

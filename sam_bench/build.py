@@ -135,7 +135,8 @@ def check_type(where: str, value: Any, hint: Any) -> None:
 
 def what_it_has(settings: Target, takes: set[str], offered: dict[str, Any]) -> str:
     """What to add to the answer to an unknown setting."""
-    known = takes - set(offered) - {"base", "inner", "params"}
+    takes = {name.removesuffix("_steps") + "_epochs" if name.endswith("_steps") else name for name in takes}
+    known = takes - set(offered) - {"base", "inner", "params", "total_epochs"}
     names = [name for name in settings.arguments if name in known] + sorted(known - set(settings.arguments))
     return f"; it has {', '.join(names) or 'none of its own'}"
 

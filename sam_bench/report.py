@@ -9,24 +9,26 @@ from typing import Any
 
 from sam_bench import results
 from sam_bench.errors import SettingError
+from sam_bench.settings import leaves
 
 COLUMNS = (
     "data set | model | optimizer | schedule, varied settings | epochs | seeds | test accuracy, % | "
-    "propagations a step | forwards a step | seconds | images/s | extra copies of the weights | device, precision"
+    "propagations per step | forwards per step | seconds | images/s | extra copies of the weights | device, precision"
 )
 
-# settings that have columns of their own
-NAMED = {"schedule.name", "model.name", "model.architecture", "dataset.name", "dataset.root", "dataset.subset"} | {
+# settings that have columns of their own, by the end of their names
+NAMED = ("_target_", "schedule.name", "model.name", "model.architecture", "dataset.name", "dataset.root") + (
+    "dataset.subset",
     "trainer.epochs",
     "trainer.precision",
-}
+)
 
 
 def collect(folders: list[Path]) -> list[list[dict[str, Any]]]:
-    """The results under `folders`, those of one setting on one kind of device together.
+    """The results under `folders`, grouped by setting and device.
 
     Raises:
-        SettingError: a folder has none, or a broken one, or two have the same seed of the same setting.
+        SettingError: a folder has none or a broken one, or two have the same setting and seed.
 
     """
     cells: dict[tuple[str, ...], dict[int, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
@@ -43,14 +45,6 @@ def collect(folders: list[Path]) -> list[list[dict[str, Any]]]:
     return [[result for _, result in seeds.values()] for seeds in cells.values()]
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings by their dotted names, as the command line has them."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 def mean_and_deviation(values: list[float], digits: int) -> str:
     """`mean ± standard deviation`, without the deviation for a single value."""
     text = f"{statistics.mean(values):,.{digits}f}"
@@ -60,7 +54,7 @@ def mean_and_deviation(values: list[float], digits: int) -> str:
 def table(cells: list[list[dict[str, Any]]]) -> str:
     """Markdown, in the order of the data sets, models and costs."""
 
-    def kind(run: dict[str, Any]) -> tuple[str, ...]:
+    def compared_with(run: dict[str, Any]) -> tuple[str, ...]:
         return run["dataset"], run["model"], run["optimizer"]
 
     def order(runs: list[dict[str, Any]]) -> tuple[Any, ...]:
@@ -71,14 +65,14 @@ def table(cells: list[list[dict[str, Any]]]) -> str:
     lines = [f"| {COLUMNS} |", "|" + " --- |" * len(COLUMNS.split("|"))]
     comparable: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for runs in cells:
-        comparable[kind(runs[0])].append(flat(runs[0]["config"]))
+        comparable[compared_with(runs[0])].append(dict(leaves(runs[0]["config"])))
     for runs in sorted(cells, key=order):
         first = runs[0]
         forwards = [run["forwards_per_step"] for run in runs]
-        mine = flat(first["config"])
-        # what tells this row from another one of the same optimizer, which has it different or not at all
-        others = comparable[kind(first)]
-        varied = [key for key in mine if key not in NAMED and any(other.get(key) != mine[key] for other in others)]
+        mine = dict(leaves(first["config"]))
+        # what distinguishes this row from others of the same optimizer
+        others = comparable[compared_with(first)]
+        varied = [k for k in mine if not k.endswith(NAMED) and any(other.get(k) != mine[k] for other in others)]
         cells_of_row = [
             f"{first['dataset']}, {first['train_images']:,} images",
             first["model"],

@@ -176,7 +176,8 @@ class Settings(Strict):
             SettingError: the first setting that is wrong, in one line.
 
         """
-        if missing := sorted(OmegaConf.missing_keys(config)):
+        unresolved = OmegaConf.to_container(config, resolve=False)  # a name may refer to a setting that is missing
+        if missing := sorted(name for name, value in leaves(unresolved) if value == "???"):
             example = EXAMPLES.get(missing[0], "VALUE")
             raise SettingError(f"{missing[0]}: has no default; give it, as {missing[0]}={example}")
         try:

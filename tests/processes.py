@@ -8,7 +8,7 @@ from sam_bench.errors import SettingError
 from tests.command import settings
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["sam_bench.train", "torch._dynamo", "sklearn.datasets", "sklearn.model_selection"])
+CONTEXT.set_forkserver_preload(["sam_bench.train"])
 
 
 def train(arguments: list[str]) -> None:

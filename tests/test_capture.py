@@ -14,13 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sam_bench.capture import WARM_UP, CapturedStep, cuda_graph, is_capturable
-from sam_bench.device import wait_for
+from sam_bench.machine import wait_for
 from sam_bench.optim import GRST, SAM, Descent
 from sam_bench.run import Run
 from sam_bench.schedules import Linear
+from sam_bench.testing.problem import TOTAL, problem, same, weights
 from sam_bench.train import train
 from tests.command import TINY, settings
-from tests.optim.methods import NAMES, TOTAL, UNDER_RST, adamw, build, problem, same, sgd, weights
+from tests.optim.methods import NAMES, UNDER_RST, adamw, build, sgd
 
 
 class Tape(TorchDispatchMode):
@@ -96,7 +97,7 @@ def test_replayed_steps_give_the_bits_of_written_ones(name, base, device):
         return
     q = p.copy()
     batch = [t.clone() for t in (q.images[0], q.labels[0], q.examples[0])]
-    kinds: Counter = Counter()
+    variants: Counter = Counter()
 
     def step_of(problem, base_):
         optimizer = METHODS[name](problem.model, base_)
@@ -119,7 +120,7 @@ def test_replayed_steps_give_the_bits_of_written_ones(name, base, device):
                 at.copy_(values[t % len(values)])
             (loss,) = captured()
             written.begin()
-            kinds[written.kind] += 1
+            variants[written.variant] += 1
             assert torch.equal(loss, written.update(p.closure(written, t)))
             written.end()
             for scheduler in (written_scheduler, replayed_scheduler):
@@ -131,7 +132,8 @@ def test_replayed_steps_give_the_bits_of_written_ones(name, base, device):
     one, other = (tree_leaves(o.state_dict()[type(o).__name__]) for o in (written, replayed))
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, torch.Tensor) else a == b
-    assert set(captured.recorded) == {kind for kind, times in kinds.items() if times > WARM_UP} != set()
+    recorded = {variant for variant, _ in captured.recorded}
+    assert recorded == {variant for variant, times in variants.items() if times > WARM_UP} != set()
 
 
 @pytest.mark.parametrize("dataset", ["digits", "cutout and flip"])
@@ -148,7 +150,7 @@ def test_a_replayed_run_gives_the_bits_of_a_written_one(dataset, device):
         if captured:
             one.captured = CapturedStep(one.optimizer, one.work, recorder(device, one.stream))
         for epoch in range(2):
-            one.rows = [{}] * epoch
+            one.epoch = epoch
             with one.on_stream():
                 one.start()
                 for step in range(one.steps_per_epoch):

@@ -51,7 +51,7 @@ def test_the_main_job_as_a_new_user_runs_it(tmp_path):
     assert abs(result["propagations_per_step"] - result["expected_propagations_per_step"]) < 4 * deviation
     assert result["expected_propagations_per_step"] == pytest.approx(1.5, abs=1 / steps)
     assert result["propagations_per_step"] == 1 + result["sharpness_aware_steps"] / steps
-    assert f"{result['expected_propagations_per_step']:.4f} propagations a step expected" in out
+    assert f"{result['expected_propagations_per_step']:.4f} propagations per step expected" in out
     assert " s of training and " in out
 
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
@@ -119,9 +119,7 @@ SAME = [
     (["optimizer=sgd"], ["optimizer=sgd", "schedule=trigonometric"]),
     (["optimizer.inner.rho=1"], ["optimizer.inner.rho=1.0"]),
     (["schedule.start=0"], ["schedule.start=0.0"]),
-    (["optimizer=sam"], ["optimizer=sam", "+optimizer/inner=sam"]),
-    (["optimizer=grst"], ["optimizer=grst", "optimizer.gamma_max=9"]),
-    (["optimizer.base.momentum=0.5"], ["optimizer.base.momentum='0.5'"]),
+    ([], ["trainer.checkpoint_minutes=5"]),
 ]
 OTHER = [
     ([], ["schedule=trigonometric"]),

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sam_bench import data
-from sam_bench.data import Batch, Data, digits
-from sam_bench.data.device import Arrays, DeviceData, channel_statistics, reside
+from sam_bench.build import create_dataset
+from sam_bench.data import Arrays, Batch, Data
+from sam_bench.data.digits import digits
+from sam_bench.data.resident import Augmentation, ResidentData, channel_statistics, reside
 from sam_bench.data.sampling import balanced_subset
-from sam_bench.settings import DatasetSettings
 from tests.command import settings
 
 
@@ -24,11 +24,11 @@ def numbered(n=40, size=6) -> Arrays:
     return Arrays(images.to(torch.uint8), labels, images[:5].to(torch.uint8), labels[:5], 4)
 
 
-def open_numbered(device, seed=0, batch_size=8, **kwargs) -> DeviceData:
+def open_numbered(device, seed=0, batch_size=8, **kwargs) -> ResidentData:
     arrays = numbered()
-    chosen = DatasetSettings(name="numbered", **kwargs)
+    chosen = Augmentation(**kwargs)
     plain = {"mean": torch.zeros(3, device=device), "inverse_std": torch.ones(3, device=device)}
-    return DeviceData(reside(arrays, chosen, device)._replace(**plain), chosen, batch_size, seed)
+    return ResidentData(reside(arrays, chosen, device)._replace(**plain), chosen, batch_size, seed)
 
 
 def batches(loader: Data, epoch: int) -> Iterator[Batch]:
@@ -129,9 +129,8 @@ def test_images_are_channels_last_in_memory(device):
 
 
 def test_train_statistics_normalise(device):
-    chosen = DatasetSettings(name="digits")
-    arrays = digits.load(chosen)
-    loader = DeviceData(reside(arrays, chosen, device), chosen, 1437, 0)
+    chosen, arrays = Augmentation(), digits()
+    loader = ResidentData(reside(arrays, chosen, device), chosen, 1437, 0)
     ((images, _),) = list(batches(loader, 0))
     assert images.mean().item() == pytest.approx(0, abs=1e-5)
     assert images.std(correction=0).item() == pytest.approx(1, abs=1e-5)
@@ -165,7 +164,7 @@ def test_a_subset_of_unequal_classes_takes_what_there_is():
 
 
 def test_digits_split_is_fixed_and_has_no_image_twice():
-    arrays = digits.load(DatasetSettings(name="digits"))
+    arrays = digits()
     assert (len(arrays.train_images), len(arrays.test_images)) == (1437, 360)
     assert arrays.test_labels.bincount().min() >= 34
     both = torch.cat([arrays.train_images, arrays.test_images]).flatten(1)
@@ -173,8 +172,22 @@ def test_digits_split_is_fixed_and_has_no_image_twice():
     assert both.max() == 240
 
 
+def test_digits_split_is_that_of_scikit_learn():
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    train, test = train_test_split(range(1797), test_size=360, random_state=0, stratify=bunch.target)
+    images = torch.from_numpy(bunch.images * 15).to(torch.uint8)[..., None]
+    arrays = digits()
+    assert torch.equal(arrays.train_images, images[train])
+    assert torch.equal(arrays.test_images, images[test])
+    assert arrays.train_labels.tolist() == bunch.target[train].tolist()
+    assert arrays.test_labels.tolist() == bunch.target[test].tolist()
+
+
 def test_real_cifar10(cifar_root, device):
-    loader = data.create(settings("dataset=cifar10", f"dataset.root={cifar_root}").dataset, 128, device, 0)
+    loader = create_dataset(settings("dataset=cifar10", f"dataset.root={cifar_root}").dataset, 128, device, 0)
     assert (loader.train_size, loader.test_size, loader.classes, loader.steps_per_epoch) == (50_000, 10_000, 10, 390)
     assert (loader.channels, loader.image_size) == (3, 32)
     # the statistics that everyone quotes for CIFAR-10
@@ -185,7 +198,7 @@ def test_real_cifar10(cifar_root, device):
 
 def test_real_cifar100_subset(cifar_root, device):
     chosen = settings("dataset=cifar100", f"dataset.root={cifar_root}", "dataset.subset=5000", "dataset.cutout=8")
-    loader = data.create(chosen.dataset, 128, device, 0)
+    loader = create_dataset(chosen.dataset, 128, device, 0)
     assert loader.classes == 100
     assert loader.data.train_labels.bincount().tolist() == [50] * 100
     images, labels = next(batches(loader, 0))
@@ -211,7 +224,7 @@ def test_image_folder(image_folder, workers, device):
     def open_folder(seed=0):
         names = ["dataset=imagefolder", f"dataset.root={image_folder}", f"dataset.workers={workers}"]
         chosen = settings(*names, "dataset.image_size=32", "dataset.subset=20").dataset
-        return data.create(chosen, 8, device, seed)
+        return create_dataset(chosen, 8, device, seed)
 
     loader = open_folder()
     assert (loader.classes, loader.train_size, loader.test_size, loader.steps_per_epoch) == (2, 20, 10, 2)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sam_bench.methods import METHODS, catalogue
 
 from benchmarks import plot
 from sam_bench import report
 from sam_bench.__main__ import CONF
-from sam_bench.methods import METHODS, catalogue
 from tests.command import settings
 from tests.optim.methods import problem, sgd
 

@@ -38,9 +38,9 @@ def test_rows_are_told_apart_within_one_data_set_and_model_alone(command):
 
 def test_a_setting_that_only_one_row_has_is_shown(command):
     command(*TINY, "optimizer=sgd", "model=vit_tiny", "trainer.epochs=1")
-    command(*TINY, "optimizer=sgd", "model=vit_tiny", "trainer.epochs=1", "+model.kwargs.drop_rate=0.1")
+    command(*TINY, "optimizer=sgd", "model=vit_tiny", "trainer.epochs=1", "+model.drop_rate=0.1")
     *_, one, other = report.table(report.collect([command.runs])).splitlines()
-    assert column((one, other), 4) == ["", "model.kwargs.drop_rate=0.1"]
+    assert column((one, other), 4) == ["", "model.drop_rate=0.1"]
 
 
 def test_an_inner_method_is_named_with_its_own_settings(command):

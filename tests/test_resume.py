@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from sam_bench import checkpoint, train
+from sam_bench import run, train
 from tests.command import TINY, settings
 from tests.processes import in_a_process
 from tests.processes import train as train_in_a_process
@@ -48,7 +48,7 @@ def first_checkpoint(runs, process) -> float:
 
 
 def test_ten_kills_at_random_moments(tmp_path):
-    arguments = [*TINY, "trainer.epochs=12"]
+    arguments = [*TINY, "trainer.epochs=12", "trainer.checkpoint_minutes=0"]
     in_a_process(len, arguments).join()  # the first one waits for the imports
     whole = tmp_path / "undisturbed"
     started = time.perf_counter()
@@ -104,14 +104,15 @@ def test_going_on_after_an_interruption(arguments, tmp_path, monkeypatch):
     whole, halves = (settings(*TINY, *arguments, f"runs={tmp_path / name}") for name in ("whole", "halves"))
     train.train([whole])
 
-    save = checkpoint.save
+    end = run.Run.end
 
-    def save_and_stop(path, config_hash, seed, state):
-        save(path, config_hash, seed, state)
-        if len(state["rows"]) == 2:
+    def end_and_stop(self, *args):
+        row = end(self, *args)
+        if self.epoch == 2:
             raise KeyboardInterrupt
+        return row
 
-    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(run.Run, "end", end_and_stop)
     with pytest.raises(KeyboardInterrupt):
         train.train([halves])
     monkeypatch.undo()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sam_bench import checkpoint, run
+from sam_bench import run
 from sam_bench.errors import SettingError
 from sam_bench.train import train
 from tests.command import TINY, settings
@@ -52,14 +52,15 @@ def test_what_is_finished_or_half_done_is_taken_up(tmp_path, monkeypatch):
     train(parts.each_seed()[:1])
     done = left_by(parts.each_seed()[0].folder)
 
-    save = checkpoint.save
+    end = run.Run.end
 
-    def save_and_stop(path, config_hash, seed, state):
-        save(path, config_hash, seed, state)
-        if seed == 1 and len(state["rows"]) == 2:
+    def end_and_stop(self, *args):
+        row = end(self, *args)
+        if self.settings.seed == 1 and self.epoch == 2:
             raise KeyboardInterrupt
+        return row
 
-    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(run.Run, "end", end_and_stop)
     with pytest.raises(KeyboardInterrupt):
         train(parts.each_seed()[1:])
     monkeypatch.undo()

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from sam_bench import models, run
-from sam_bench.closure import Closure
-from sam_bench.optim import SAM, Descent
+from sam_bench import run
+from sam_bench.build import create_model
+from sam_bench.optim import SAM, BatchClosure, Descent
 from tests.command import TINY, settings
 
 
@@ -32,8 +32,8 @@ class Steps:
 
 
 def closure_of(model, decay=0.0, lr=0.0, **kwargs):
-    optimizer = Descent(torch.optim.SGD(model.parameters(), lr=lr), model)
-    closure = Closure(model, optimizer, decay=decay, decayed=model.parameters(), **kwargs)
+    optimizer = Descent(torch.optim.SGD(model.parameters(), lr=lr), model=model)
+    closure = BatchClosure(model, optimizer, decay=decay, decayed=model.parameters(), **kwargs)
     torch.manual_seed(1)
     closure.batch(torch.randn(64, 3, 8, 8), torch.randint(10, (64,)))
     return closure, optimizer
@@ -63,7 +63,7 @@ def test_decay_in_the_loss_is_its_gradient():
         one, other = net(), net()
         chosen = settings("trainer.decay_in_loss=true", f"trainer.decay_norm_and_bias={everything}")
         plain, _ = closure_of(one)
-        _, decayed = run.create_optimizer(chosen, other, Steps())
+        _, decayed = run.optimizer_and_closure(chosen, other, Steps())
         decayed.decay = 0.1
         decayed.batch(plain.images, plain.labels)
         assert plain() == decayed()
@@ -78,7 +78,7 @@ def test_decay_in_the_loss_enters_the_perturbation_and_decay_of_the_base_does_no
         chosen = settings(
             "optimizer=sam", "optimizer.rho=1", f"trainer.decay_in_loss={in_loss}", "optimizer.base.weight_decay=5"
         )
-        optimizer, closure = run.create_optimizer(chosen, model, Steps())
+        optimizer, closure = run.optimizer_and_closure(chosen, model, Steps())
         closure.batch(torch.randn(64, 3, 8, 8), torch.randint(10, (64,)))
         weights = []
         theta = [p.detach().clone() for p in model.parameters()]
@@ -97,8 +97,8 @@ def test_decay_in_the_loss_enters_the_perturbation_and_decay_of_the_base_does_no
 
 
 def test_no_decay_on_norm_and_bias():
-    model = models.create(settings().model, 10, 1, 8)
-    optimizer, _ = run.create_optimizer(settings("trainer.decay_norm_and_bias=false"), model, Steps())
+    model = create_model(settings().model, 10, 1, 8)
+    optimizer, _ = run.optimizer_and_closure(settings("trainer.decay_norm_and_bias=false"), model, Steps())
     decayed, rest = optimizer.param_groups
     assert {p.ndim for p in decayed["params"]} == {2, 4}
     assert {p.ndim for p in rest["params"]} == {1}
@@ -110,7 +110,7 @@ def test_no_decay_on_norm_and_bias():
 def test_clip_bounds_the_gradient_of_the_base(optimizer):
     model = net()
     chosen = settings(f"optimizer={optimizer}", "trainer.clip=0.01")
-    wrapped, closure = run.create_optimizer(chosen, model, Steps())
+    wrapped, closure = run.optimizer_and_closure(chosen, model, Steps())
     closure.batch(torch.randn(64, 3, 8, 8), torch.randint(10, (64,)))
     wrapped.step(closure)
     assert nn.utils.get_total_norm(grads(model)).item() == pytest.approx(0.01, rel=1e-3)
@@ -120,7 +120,7 @@ def test_metrics_are_those_of_the_first_pass():
     """With ρ so large that the second pass knows nothing, loss and accuracy still say what θ gives."""
     chosen = settings("optimizer=sam", "optimizer.rho=1000", "optimizer.base.lr=0")
     model = net()
-    optimizer, closure = run.create_optimizer(chosen, model, Steps())
+    optimizer, closure = run.optimizer_and_closure(chosen, model, Steps())
     images, labels = torch.randn(64, 3, 8, 8), torch.randint(10, (64,))
     closure.batch(images, labels)
     logits = model(images)
@@ -176,8 +176,8 @@ def test_the_fused_base_steps_as_the_loop_does(channels_last):
         choices = [f"optimizer.base.fused={fused}", f"trainer.channels_last={channels_last}", "schedule.start=1"]
         chosen = settings("optimizer=grst", *choices)
         torch.manual_seed(0)
-        model = models.create(chosen.model, 10, 3, 8).double()
-        optimizer, closure = run.create_optimizer(chosen, model, Steps())
+        model = create_model(chosen.model, 10, 3, 8).double()
+        optimizer, closure = run.optimizer_and_closure(chosen, model, Steps())
         for _ in range(6):
             closure.batch(torch.randn(32, 3, 8, 8, dtype=torch.float64), torch.randint(10, (32,)))
             optimizer.step(closure)

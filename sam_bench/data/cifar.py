@@ -37,7 +37,7 @@ def cifar100(root: Path | None) -> Arrays:
 
 def _load(dataset: type[CIFAR10], root: Path | None) -> Arrays:
     if root is None:
-        raise SettingError(f"dataset.root=null: {dataset.base_folder} needs the folder that holds it")
+        raise SettingError(f"dataset.root=null: {dataset.__name__.lower()} needs the folder that holds it")
     train, test = (_open(dataset, root, is_training) for is_training in (True, False))
     return Arrays(
         torch.from_numpy(train.data),

@@ -166,10 +166,10 @@ class Descent(Optimizer):
         self.counts["propagations"] += self.share_of(closure, selection)
         before = self._gradients()
         with torch.enable_grad():
-            if selection is None and term is None:
-                loss = closure().detach()
-            else:
-                loss = self.samples(closure)(selection, term).detach()
+            plain = selection is None and term is None
+            loss = closure() if plain else self.samples(closure)(selection, term)
+        if loss.requires_grad:
+            loss = loss.detach()
         self._refuse_accumulation(before)
         if all(p.grad is None for p in self.params()):
             raise NoGradientError(loss)
