@@ -46,28 +46,23 @@ def main() -> None:
 
     batch_size = run_of_ours.run.settings.trainer.batch_size
 
-    def rows(times: measure.Times) -> list[dict[str, Any]]:
-        first, before, lines = times["plain loop"][0], times["plain loop"][0], []
-        for rung, (seconds, _) in times.items():
-            lines.append(
-                {
-                    "model": args.model,
-                    "rung": rung,
-                    "images_per_second": round(batch_size / statistics.median(seconds)),
-                    "over_the_rung_before": "" if rung == ours else round(measure.ratio(before, seconds), 3),
-                    "over_the_plain_loop": round(measure.ratio(first, seconds), 3),
-                    **measure.where(device),
-                }
-            )
-            before = first if rung == WORKERS else seconds
-        return lines
+    before_it = dict(zip(list(contenders)[1:], contenders, strict=False)) | {"data set on the device": "plain loop"}
 
-    times = measure.side_by_side(
-        contenders, args.rounds, args.steps, after_round=lambda times: measure.save(args.out, rows(times))
-    )
+    def row(rung: str, times: measure.Times) -> dict[str, Any]:
+        seconds, before = times[rung][0], times[before_it.get(rung, rung)][0]
+        return {
+            "model": args.model,
+            "rung": rung,
+            "images_per_second": round(batch_size / statistics.median(seconds)),
+            "over_the_rung_before": "" if rung == ours else round(measure.ratio(before, seconds), 3),
+            "over_the_plain_loop": round(measure.ratio(times["plain loop"][0], seconds), 3),
+            **measure.where(device),
+        }
+
+    times = measure.table(contenders, args, row)
     for process in plain:
         process.close()
-    measure.write(args.out, rows(times))
+    measure.write(args.out, [row(rung, times) for rung in times])
 
 
 if __name__ == "__main__":

@@ -55,7 +55,6 @@ def side_by_side(
         steps: of each, per round.
         warm_up: untimed first steps of each.
         after_round: called with the times so far, so that a table is not lost if the rest fails.
-
     """
     # each contender compiles the closure for its own model, in both modes of BatchNorm
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(contenders))
@@ -122,6 +121,15 @@ def where(device: torch.device) -> dict[str, Any]:
     """Device, version and date, which stand in every row."""
     name = machine.describe(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     return {"device": name, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
+
+
+def table(
+    contenders: Mapping[str, Contender], args: argparse.Namespace, row: Callable[[str, Times], dict[str, Any]]
+) -> Times:
+    """Time the contenders and write the table after every round, a row for each."""
+    return side_by_side(
+        contenders, args.rounds, args.steps, after_round=lambda times: save(args.out, [row(n, times) for n in times])
+    )
 
 
 def save(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -40,9 +40,6 @@ def main() -> None:
     could = {"inputs": 2 - 0.5 * (passes - 2 * forward) / passes, "backward": 2 - 0.5 * (passes - forward) / passes}
     refreshes: dict[str, float] = {}
 
-    def rows(times: measure.Times) -> list[dict[str, Any]]:
-        return [row(name, times) for name in times]
-
     def row(name: str, times: measure.Times) -> dict[str, Any]:
         (seconds, counts), sparse = times[name], name.startswith("ssam")
         return {
@@ -59,11 +56,9 @@ def main() -> None:
             **measure.where(ours[name].device),
         }
 
-    times = measure.side_by_side(
-        ours, args.rounds, args.steps, after_round=lambda times: measure.save(args.out, rows(times))
-    )
+    times = measure.table(ours, args, row)
     refreshes |= {name: refresh(each) for name, each in ours.items() if name.startswith("ssam")}
-    measure.write(args.out, rows(times))
+    measure.write(args.out, [row(name, times) for name in times])
 
 
 def refresh(one: Ours) -> float:

@@ -47,9 +47,6 @@ def main() -> None:
     eager.closure.batch(*eager.dataset.batch())
     flops, peak = eager.closure.flops(), measure.matrix_peak(device, trainer.precision)
 
-    def rows(times: measure.Times) -> list[dict[str, Any]]:
-        return [row(name, times) for name in times]
-
     def row(name: str, times: measure.Times) -> dict[str, Any]:
         (seconds, counts), of_sgd = times[name], times["sgd"][0]
         one, median = ours.get(name), statistics.median(seconds)
@@ -70,14 +67,12 @@ def main() -> None:
         }
 
     operations: dict[str, Any] = dict.fromkeys(ours, "")
-    times = measure.side_by_side(
-        contenders, args.rounds, args.steps, after_round=lambda times: measure.save(args.out, rows(times))
-    )
+    times = measure.table(contenders, args, row)
     for process in plain.values():
         process.close()
     for name, one in ours.items():
         operations[name] = len(operations_around(one.run.optimizer, one.run.closure, 12))
-    measure.write(args.out, rows(times))
+    measure.write(args.out, [row(name, times) for name in times])
 
 
 if __name__ == "__main__":

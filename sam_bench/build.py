@@ -4,7 +4,7 @@ import importlib
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -24,21 +24,11 @@ def call(where: str, settings: Target, *args: Any, **offered: Any) -> Any:
     """Call `_target_` with the settings, and with those of `offered` that it has parameters for.
 
     A setting `x_epochs` for a parameter `x_steps` is converted with the `steps_per_epoch` offered. Nested settings with
-    a `_target_` are built first.
-
-    Args:
-        where: the group's name on the command line, for errors.
-        settings: what to call, and its arguments.
-        args: positional arguments.
-        offered: what the training provides. These are not settings.
-
-    Raises:
-        SettingError: there is no such target, or it refuses a setting.
-
+    a `_target_` are built first. Raises a SettingError that names the setting, with `where` for its group, if there is
+    no such target or it refuses a setting.
     """
     target = locate(where, settings.target)
     takes, takes_any = parameters_of(target)
-    hints = type_hints(target)
     arguments = {key: value for key, value in offered.items() if key in takes}
     setting_of: dict[str, str] = {}
     for setting, value in settings.arguments.items():
@@ -54,7 +44,7 @@ def call(where: str, settings: Target, *args: Any, **offered: Any) -> Any:
         if isinstance(value, Target):
             arguments[name] = call(f"{where}.{setting}", value, **offered)
             continue
-        check_type(f"{where}.{setting}", value, hints.get(name))
+        check_type(f"{where}.{setting}", value, takes.get(name))
         arguments[name] = value * offered["steps_per_epoch"] if in_epochs else value
         setting_of[name] = setting
     group = f"{where.replace('.', '/')}={settings.name}"
@@ -75,12 +65,7 @@ def call(where: str, settings: Target, *args: Any, **offered: Any) -> Any:
 
 
 def locate(where: str, target: str) -> Callable[..., Any]:
-    """The class or function of a dotted name.
-
-    Raises:
-        SettingError: there is none.
-
-    """
+    """The class or function of a dotted name. Raises a SettingError if there is none."""
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -88,40 +73,28 @@ def locate(where: str, target: str) -> Callable[..., Any]:
         raise SettingError(f"{where}._target_={target}: cannot be imported ({reason(error)})") from error
 
 
-def parameters_of(target: Callable[..., Any]) -> tuple[set[str], bool]:
-    """The names of a target's parameters, and whether it takes others too.
+def parameters_of(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """The annotations of a target's parameters by name, None if unknown, and whether it takes other arguments too.
 
-    Where a constructor passes `**further` on, the parameters of the next class are included.
+    If a constructor passes `**further` on, the parameters of the next class are included.
     """
-    names: set[str] = set()
+    found: dict[str, Any] = {}
     calls = [each.__init__ for each in target.__mro__] if isinstance(target, type) else [target]  # type: ignore[misc]
     for each in calls:
         parameters = inspect.signature(each).parameters.values()
-        names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        if all(p.kind != p.VAR_KEYWORD for p in parameters):
-            return names - {"self"}, False
-    return names - {"self"}, True
-
-
-def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a target's parameters; none if they cannot be evaluated."""
-    hints: dict[str, Any] = {}
-    calls = [each.__init__ for each in target.__mro__] if isinstance(target, type) else [target]  # type: ignore[misc]
-    for each in reversed(calls):
         try:
-            hints |= typing.get_type_hints(each)
+            hints = typing.get_type_hints(each)
         except Exception:  # names that exist for a type checker alone
-            continue
-    return hints
+            hints = {}
+        named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
+        found = {name: hints.get(name) for name in named} | found
+        if all(p.kind != p.VAR_KEYWORD for p in parameters):
+            return found, False
+    return found, True
 
 
 def check_type(where: str, value: Any, hint: Any) -> None:
-    """Refuse a value that its annotation does not allow: no number for a boolean, no string for a number.
-
-    Raises:
-        SettingError: the value is of another type.
-
-    """
+    """Raise a SettingError if the annotation does not allow the value, such as a string for a number."""
     if hint is None:
         return
     try:
@@ -133,12 +106,12 @@ def check_type(where: str, value: Any, hint: Any) -> None:
         return
 
 
-def what_it_has(settings: Target, takes: set[str], offered: dict[str, Any]) -> str:
+def what_it_has(settings: Target, takes: Iterable[str], offered: dict[str, Any]) -> str:
     """What to add to the answer to an unknown setting."""
-    takes = {name.removesuffix("_steps") + "_epochs" if name.endswith("_steps") else name for name in takes}
-    known = takes - set(offered) - {"base", "inner", "params", "total_epochs"}
-    names = [name for name in settings.arguments if name in known] + sorted(known - set(settings.arguments))
-    return f"; it has {', '.join(names) or 'none of its own'}"
+    names = {name.removesuffix("_steps") + "_epochs" if name.endswith("_steps") else name for name in takes}
+    known = names - set(offered) - {"base", "inner", "params", "total_epochs"}
+    ordered = [name for name in settings.arguments if name in known] + sorted(known - set(settings.arguments))
+    return f"; it has {', '.join(ordered) or 'none of its own'}"
 
 
 # ------------------------------------------------------------------------------------- optimizer, model, data set
@@ -156,7 +129,6 @@ class Training:
         train_size: number of training examples; None if a batch does not tell which of them it has.
         batch_size: images per step.
         sample: called with n and a seed, returns n training images (n, C, H, W) and classes (n,) on the device.
-
     """
 
     model: nn.Module
@@ -170,9 +142,8 @@ class Training:
     def method(self, where: str, settings: Target, around: torch.optim.Optimizer) -> Descent:
         """A method around a base optimizer or another method.
 
-        Raises:
-            SettingError: there is no such method, it refuses a setting, or the training cannot give what it needs.
-
+        Raises a SettingError if there is no such method, it refuses a setting, or the training cannot give what it
+        needs.
         """
         takes, _ = parameters_of(locate(where, settings.target))
         if "train_size" in takes and self.train_size is None:
@@ -189,9 +160,7 @@ class Training:
 def create_optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]], training: Training) -> Descent:
     """The optimizer over the parameter groups of the model.
 
-    Raises:
-        SettingError: a method or base optimizer does not exist or refuses a setting.
-
+    Raises a SettingError if a method or base optimizer does not exist or refuses a setting.
     """
     takes, _ = parameters_of(locate("optimizer", settings.target))
     if settings.inner and "inner" not in takes:
@@ -217,9 +186,7 @@ def create_optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]], 
 def create_model(settings: Target, classes: int, channels: int, image_size: int) -> nn.Module:
     """The network for images (channels, image_size, image_size), initialized from torch's global generator.
 
-    Raises:
-        SettingError: there is no such network, or it refuses a setting.
-
+    Raises a SettingError if there is no such network, or it refuses a setting.
     """
     model = call("model", settings, num_classes=classes, in_chans=channels, img_size=image_size)
     if not isinstance(model, nn.Module):
@@ -230,9 +197,7 @@ def create_model(settings: Target, classes: int, channels: int, image_size: int)
 def create_dataset(settings: DatasetSettings, batch_size: int, device: torch.device, seed: int) -> Data:
     """Open the data set: `_target_` returns `Arrays` or, if it takes a `batch_size`, a `Data`.
 
-    Raises:
-        SettingError: it is missing, broken or too small, or refuses a setting.
-
+    Raises a SettingError if it is missing, broken or too small, or refuses a setting.
     """
     takes, _ = parameters_of(locate("dataset", settings.target))
     if "batch_size" in takes:
@@ -244,7 +209,7 @@ def create_dataset(settings: DatasetSettings, batch_size: int, device: torch.dev
 @lru_cache(maxsize=1)  # the runs of a sweep mostly share their data
 def _resident(settings: DatasetSettings, device: torch.device) -> tuple[Resident, Augmentation]:
     takes, _ = parameters_of(locate("dataset", settings.target))
-    augmenting = {field.name for field in fields(Augmentation)} - takes
+    augmenting = {field.name for field in fields(Augmentation)} - takes.keys()
     own = {key: value for key, value in settings.arguments.items() if key not in augmenting}
     arrays = call("dataset", Target.model_validate({"name": settings.name, "_target_": settings.target, **own}))
     if not isinstance(arrays, Arrays):

@@ -28,7 +28,6 @@ class CapturedStep:
         work: from the batch to the weights, for the device alone.
         record: runs the work once; returns what it returned, and a function that runs it again.
         required: raise if a capture fails; otherwise warn once and run every step eagerly from then on.
-
     """
 
     def __init__(
@@ -50,12 +49,7 @@ class CapturedStep:
 
     @torch.no_grad()  # as in `step` of an optimizer; the closure enables gradients
     def __call__(self) -> Result:
-        """Make one step.
-
-        Raises:
-            SettingError: the step cannot be captured, and that was required.
-
-        """
+        """Make one step. Raises a SettingError if the step cannot be captured, and that was required."""
         optimizer = self.optimizer
         optimizer.begin()
         variant = self.variant()
@@ -81,9 +75,7 @@ class CapturedStep:
     def capture(self, variant: Hashable) -> Result:
         """Capture the work, which also runs it; run it eagerly if that fails.
 
-        Raises:
-            SettingError: it fails, and was required.
-
+        Raises a SettingError if it fails, and was required.
         """
         counts, device = dict(self.optimizer.counts), self.optimizer.params()[0].device
         random = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

@@ -22,7 +22,6 @@ def build(name: str, base: torch.optim.Optimizer, training: Training, **settings
         base: the base optimizer.
         training: what the method may ask to know.
         settings: override those of the file.
-
     """
     file = optimizer_files(CONF)[name]
     own = own_settings(file) | {"name": name} | settings

@@ -27,9 +27,7 @@ def save(path: Path, config_hash: str, seed: int, state: dict[str, Any]) -> None
 def load(path: Path, config_hash: str, seed: int) -> dict[str, Any] | None:
     """The checkpoint at `path`, on the CPU, or None if there is none.
 
-    Raises:
-        SettingError: it is torn, or another run's.
-
+    Raises a SettingError if it is torn, or another run's.
     """
     if not path.exists():
         return None
@@ -50,7 +48,6 @@ class Checkpoints:
     Args:
         write: writes a state, see `save`.
         minutes: the least time between two writes; `close` writes the last state in any case.
-
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None], minutes: float) -> None:
@@ -63,9 +60,7 @@ class Checkpoints:
     def offer(self, state: dict[str, Any]) -> None:
         """Copy the state after an epoch, and start to write it if it is time.
 
-        Raises:
-            SettingError: the write before has failed.
-
+        Raises a SettingError if the write before has failed.
         """
         if self.writing and self.writing.done():
             self.writing.result()
@@ -78,9 +73,7 @@ class Checkpoints:
     def close(self) -> None:
         """Write the last state, if it is not written yet, and wait for it.
 
-        Raises:
-            SettingError: a write has failed.
-
+        Raises a SettingError if a write has failed.
         """
         with self.thread:
             if self.unwritten is not None:

@@ -50,12 +50,7 @@ def config_dir(arguments: list[str]) -> Path | None:
 
 
 def compose_settings(*overrides: str) -> Settings:
-    """The settings that `python -m sam_bench OVERRIDES` would train.
-
-    Raises:
-        SettingError: a setting is wrong.
-
-    """
+    """The settings that `python -m sam_bench OVERRIDES` would train. Raises a SettingError if a setting is wrong."""
     store_inner_methods(CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", list(overrides), return_hydra_config=True)

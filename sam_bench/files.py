@@ -9,9 +9,7 @@ from sam_bench.errors import SettingError
 def replace(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` atomically: readers, also after a kill, see the old file or the new one, never a part.
 
-    Raises:
-        SettingError: no space or no permission. The old file is kept.
-
+    Raises a SettingError if no space or no permission.
     """
     partial = path.with_name(f"{path.name}.partial")
     data = content.encode() if isinstance(content, str) else content

@@ -16,12 +16,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU if there is one.
-
-    Raises:
-        SettingError: it does not exist.
-
-    """
+    """The device of a name; `auto` is the GPU if there is one. Raises a SettingError if it does not exist."""
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SettingError(f"trainer.device={name}: torch sees no CUDA device; choose cpu or auto")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():

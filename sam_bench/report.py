@@ -17,19 +17,16 @@ COLUMNS = (
 )
 
 # settings that have columns of their own, by the end of their names
-NAMED = ("_target_", "schedule.name", "model.name", "model.architecture", "dataset.name", "dataset.root") + (
-    "dataset.subset",
-    "trainer.epochs",
-    "trainer.precision",
+NAMED = (
+    *("_target_", "schedule.name", "model.name", "model.architecture"),
+    *("dataset.name", "dataset.root", "dataset.subset", "trainer.epochs", "trainer.precision"),
 )
 
 
 def collect(folders: list[Path]) -> list[list[dict[str, Any]]]:
     """The results under `folders`, grouped by setting and device.
 
-    Raises:
-        SettingError: a folder has none or a broken one, or two have the same setting and seed.
-
+    Raises a SettingError if a folder has none or a broken one, or two have the same setting and seed.
     """
     cells: dict[tuple[str, ...], dict[int, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
     for folder in folders:

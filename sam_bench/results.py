@@ -22,9 +22,7 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "wandb")
 def read(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run; None if it is not finished.
 
-    Raises:
-        SettingError: there is a result, but it is broken.
-
+    Raises a SettingError if there is a result, but it is broken.
     """
     path = folder / "result.json"
     try:

@@ -26,12 +26,7 @@ from sam_bench.tracker import Tracker
 
 
 class Run:
-    """A run, from its settings.
-
-    Raises:
-        SettingError: something that the settings name does not exist.
-
-    """
+    """A run, from its settings. Raises a SettingError if something that they name does not exist."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device, trainer = settings, device, settings.trainer
@@ -67,9 +62,7 @@ class Run:
     def resume(self) -> None:
         """Load the last checkpoint, if there is one.
 
-        Raises:
-            SettingError: the checkpoint cannot be that of this run.
-
+        Raises a SettingError if the checkpoint cannot be that of this run.
         """
         path = self.settings.folder / "last.pt"
         last = checkpoint.load(path, self.settings.config_hash, self.settings.seed)
@@ -152,19 +145,10 @@ class Run:
         return self.optimizer.update(self.closure), self.closure.correct()
 
     def end(self, seconds: float, seeds_at_once: int, peak_memory: int) -> dict[str, Any]:
-        """Test, and write the results of the epoch.
+        """Test, write the results of the epoch and return its row of metrics.csv.
 
-        Args:
-            seconds: this run's share of the time of the epoch.
-            seeds_at_once: how many runs shared it.
-            peak_memory: in bytes.
-
-        Returns:
-            The epoch's row of metrics.csv.
-
-        Raises:
-            SettingError: the loss or a weight is no longer finite.
-
+        `seconds` is this run's share of the epoch's time, which `seeds_at_once` runs shared; `peak_memory` is in bytes.
+        Raises a SettingError if the loss or a weight is no longer finite.
         """
         folder, rows = self.settings.folder, self.rows
         test_loss, test_accuracy = evaluate(self.model, self.dataset.test(), self.settings.trainer.precision == "bf16")
@@ -244,9 +228,7 @@ class Run:
     def folder(self) -> Iterator[None]:
         """Within: the run folder exists and is locked, and checkpoints and tracker are open.
 
-        Raises:
-            SettingError: the folder cannot be made, has no space, or another process holds it.
-
+        Raises a SettingError if the folder cannot be made, has no space, or another process holds it.
         """
         folder = self.settings.folder
         existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -359,17 +341,9 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bf16: bool) -> tuple[fl
 
 
 def check_finite(losses: Tensor, model: nn.Module, first_step: int, folder: Path) -> None:
-    """Stop at a loss or a weight that is not finite, before the checkpoint is replaced.
+    """Raise a SettingError if the loss of a step of the epoch, or a weight or buffer after it, is not finite.
 
-    Args:
-        losses: of the steps of the epoch.
-        model: its weights and buffers are checked, since BatchNorm can hide overflowed weights from the loss.
-        first_step: the number of the epoch's first step.
-        folder: the run folder.
-
-    Raises:
-        SettingError: a loss or weight is not finite.
-
+    Weights are checked too, since BatchNorm can hide overflowed ones from the loss.
     """
     values = [t.float() for t in model.state_dict().values()]
     finite = torch.cat([losses, nn.utils.get_total_norm(values).reshape(1)]).isfinite()

@@ -174,7 +174,6 @@ class Settings(Strict):
 
         Raises:
             SettingError: the first setting that is wrong, in one line.
-
         """
         unresolved = OmegaConf.to_container(config, resolve=False)  # a name may refer to a setting that is missing
         if missing := sorted(name for name, value in leaves(unresolved) if value == "???"):

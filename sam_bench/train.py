@@ -22,18 +22,9 @@ COMPILE_FLOPS = 3e16  # of a training that wins its compilation back on a GPU, b
 def train(seeds: list[Settings]) -> list[dict[str, Any]]:
     """Train one setting with one or more seeds side by side, each from its checkpoint if there is one.
 
-    A run gives the same results as if it had trained alone.
-
-    Args:
-        seeds: settings that differ in the seed alone.
-
-    Returns:
-        The contents of each run's `result.json`.
-
-    Raises:
-        SettingError: something that the settings name does not exist, or the loss of a run is no longer finite. In the
-            latter case the other runs are trained to their end.
-
+    A run gives the same results as if it had trained alone. Returns the contents of each run's `result.json`. Raises a
+    SettingError if something that the settings name does not exist, or if the loss of a run is no longer finite, after
+    the other runs have trained to their end.
     """
     settings, trainer = seeds[0], seeds[0].trainer
     device = machine.pick_device(trainer.device)
@@ -97,9 +88,7 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
 def should_capture(settings: Settings, run: Run) -> bool:
     """Whether to replay steps from CUDA graphs: `trainer.cuda_graphs`.
 
-    Raises:
-        SettingError: they were asked for and are impossible.
-
+    Raises a SettingError if they were asked for and are impossible.
     """
     wanted, base = settings.trainer.cuda_graphs, type(run.optimizer.innermost).__name__
     possible = run.device.type == "cuda" and is_capturable(run.optimizer)
@@ -115,12 +104,8 @@ def should_capture(settings: Settings, run: Run) -> bool:
 def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, float]:
     """Print the expected cost in propagations and, from a few steps of a copy, in seconds. Compile if asked.
 
-    Returns:
-        Whether the run is compiled, and the seconds that this took.
-
-    Raises:
-        SettingError: model, images and optimizer do not work together. Here they meet for the first time.
-
+    Returns whether the run is compiled, and the seconds that this took. Raises a SettingError if model, images and
+    optimizer do not work together: here they meet for the first time.
     """
     trainer, dataset, device = settings.trainer, run.dataset, run.device
     expected = run.optimizer.expected_propagations_per_step
@@ -181,11 +166,8 @@ def should_compile(settings: Settings, run: Run, probe: BatchClosure, cost: floa
     """Whether to compile the closure: `trainer.compile`. `auto`: on a GPU, for trainings of over COMPILE_FLOPS.
 
     It depends on the settings and not on a clock, so that a resumed run chooses the same. On a CPU compiling takes
-    longer, gains less and needs a C++ compiler.
-
-    Raises:
-        SettingError: it was asked for, and the method changes what is compiled from step to step.
-
+    longer, gains less and needs a C++ compiler. Raises a SettingError if it was asked for, and the method changes what
+    is compiled from step to step.
     """
     wanted = settings.trainer.compile
     if not run.optimizer.compilable:

@@ -18,9 +18,7 @@ from sam_bench.errors import SettingError
 def cifar10(root: Path | None) -> Arrays:
     """50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
 
-    Raises:
-        SettingError: a file is broken, or the set is missing and cannot be downloaded.
-
+    Raises a SettingError if a file is broken, or the set is missing and cannot be downloaded.
     """
     return _load(CIFAR10, root)
 
@@ -28,9 +26,7 @@ def cifar10(root: Path | None) -> Arrays:
 def cifar100(root: Path | None) -> Arrays:
     """50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes.
 
-    Raises:
-        SettingError: a file is broken, or the set is missing and cannot be downloaded.
-
+    Raises a SettingError if a file is broken, or the set is missing and cannot be downloaded.
     """
     return _load(CIFAR100, root)
 

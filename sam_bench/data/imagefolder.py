@@ -34,7 +34,6 @@ class ImageFolder:
 
     Raises:
         SettingError: the folder cannot be used.
-
     """
 
     knows_examples = False  # the loader does not tell

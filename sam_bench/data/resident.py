@@ -26,7 +26,6 @@ class Augmentation:
         padding: zeros around the image out of which a random crop of its size is taken, in pixels.
         flip: flip left and right at random.
         cutout: side of a square hole at a random place, in pixels; 16 and 8 in papers on CIFAR-10 and CIFAR-100.
-
     """
 
     subset: int | None = None
@@ -60,9 +59,8 @@ class Resident(NamedTuple):
 def reside(arrays: Arrays, augmentation: Augmentation, device: torch.device) -> Resident:
     """Choose the subset, compute its statistics, and move it to the device.
 
-    Raises:
-        SettingError: there are fewer training images than the subset has, or an image is smaller than padding or hole.
-
+    Raises a SettingError if there are fewer training images than the subset has, or an image is smaller than padding or
+    hole.
     """
     chosen = balanced_subset(arrays.train_labels, augmentation.subset)
     images, labels = arrays.train_images[chosen], arrays.train_labels[chosen]

@@ -9,11 +9,8 @@ from sam_bench.errors import SettingError
 def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
     """Sorted indices of a class-balanced subset of `size` examples, the same at every call; all of them for None.
 
-    The numbers of examples per class differ by at most one, unless a class has too few.
-
-    Raises:
-        SettingError: there are fewer examples.
-
+    The numbers of examples per class differ by at most one, unless a class has too few. Raises a SettingError if there
+    are fewer examples.
     """
     if size is None:
         return torch.arange(len(labels))
@@ -28,11 +25,6 @@ def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
 
 
 def check_batch(batch_size: int, train_size: int) -> None:
-    """Refuse a batch that is larger than the training set.
-
-    Raises:
-        SettingError: it is.
-
-    """
+    """Raise a SettingError if a batch is larger than the training set."""
     if batch_size > train_size:
         raise SettingError(f"trainer.batch_size={batch_size}: is more than the {train_size} training images")

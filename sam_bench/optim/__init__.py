@@ -27,34 +27,3 @@ from sam_bench.optim.ssam_d import SSAMD
 from sam_bench.optim.ssam_f import SSAMF
 from sam_bench.optim.vasso import VaSSO
 from sam_bench.optim.vsam import VSAM
-
-__all__ = [
-    "AESAM",
-    "ASAM",
-    "AUSAM",
-    "ESAM",
-    "FSAM",
-    "GRST",
-    "GSAM",
-    "KSAM",
-    "MESA",
-    "MSAM",
-    "RST",
-    "SAF",
-    "SAM",
-    "SSAMD",
-    "SSAMF",
-    "VSAM",
-    "AELookSAM",
-    "ArgumentError",
-    "BatchClosure",
-    "Closure",
-    "Constant",
-    "Descent",
-    "Linear",
-    "LookSAM",
-    "Piecewise",
-    "SampleClosure",
-    "Trigonometric",
-    "VaSSO",
-]

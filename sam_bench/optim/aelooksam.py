@@ -25,7 +25,6 @@ class AELookSAM(PolicySAM, LookSAM):
         base, rho, model: see `SAM`.
         total_steps, lambda_1, lambda_2, delta: see `AESAM`.
         alpha: see `LookSAM`.
-
     """
 
     paper = "Jiang et al., arXiv 2304.14647"

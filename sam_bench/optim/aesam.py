@@ -89,7 +89,6 @@ class AESAM(PolicySAM):
             large.
         lambda_2: λ₂, the threshold of the first step.
         delta: δ in [0, 1), the decay of mean and variance.
-
     """
 
     paper = "Jiang et al., arXiv 2304.14647"

@@ -12,13 +12,15 @@ normalization layers, but not biases, position embeddings and class tokens.
 Deviations: none. η = 0.01 is the default of the authors' class; their example script has 0.
 """
 
+from typing import Unpack
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import ArgumentError, require_number
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 
 
 class ASAM(SAM):
@@ -32,23 +34,14 @@ class ASAM(SAM):
 
     Raises:
         ArgumentError: there is no model.
-
     """
 
     paper = "Kwon et al., arXiv 2102.11600"
 
-    def __init__(
-        self,
-        base: Optimizer,
-        rho: float = 0.5,
-        *,
-        eta: float = 0.01,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
-    ) -> None:
-        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+    def __init__(self, base: Optimizer, rho: float = 0.5, *, eta: float = 0.01, **shared: Unpack[Shared]) -> None:
+        super().__init__(base, rho, **shared)
         require_number("eta", eta, low=0)
-        if model is None:
+        if (model := shared.get("model")) is None:
             raise ArgumentError("model", None, "the model, whose parameter names tell which are weights")
         self.eta = eta
         self.weights = {p for name, p in model.named_parameters() if "weight" in name}

@@ -14,16 +14,16 @@ As in their code, the drawn losses are not re-weighted. With `ascent_share` < 1 
 the order of the draw, and a_i moves for those. The draw of step t follows from (seed, t).
 """
 
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import ArgumentError, require_integer, require_number
+from sam_bench.optim.checks import ArgumentError, require_integer, require_number, require_start
 from sam_bench.optim.closure import Closure, SampleClosure
 from sam_bench.optim.descent import TINY, number_of
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 from sam_bench.optim.seeding import derived_seed
 
 
@@ -40,12 +40,12 @@ class AUSAM(SAM):
         full_steps: number of first steps with S = B.
         total_steps: T, for the expected cost.
         seed: of the draws, ≥ 0.
-
     """
 
     paper = "Deng et al., arXiv 2406.08001"
     cost = "(1 + ascent_share) · share; on whole batches in the first full_epochs"
     state_contents = "two numbers per training example"
+    state_names = ("mean", "count")
     samplewise = True
     whole_first_pass = False
 
@@ -62,10 +62,9 @@ class AUSAM(SAM):
         full_steps: int = 0,
         total_steps: int | None = None,
         seed: int = 0,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        super().__init__(base, rho, **shared)
         require_integer("train_size", train_size, low=1)
         require_integer("ramp_steps", ramp_steps, low=0)
         require_integer("full_steps", full_steps, low=0)
@@ -75,8 +74,7 @@ class AUSAM(SAM):
         require_integer("seed", seed, low=0)
         if f_min > f_max:
             raise ArgumentError("f_min", f_min, f"at most f_max, which is {f_max}")
-        if total_steps is not None and full_steps >= total_steps:
-            raise ArgumentError("full_steps", full_steps, "less than the whole training, so that AUSAM begins")
+        require_start("full_steps", full_steps, full_steps, total_steps)
         self.share, self.f_min, self.f_max, self.seed = share, f_min, f_max, seed
         self.ramp_steps, self.full_steps, self.total_steps = ramp_steps, full_steps, total_steps
         of_examples = {"device": base.param_groups[0]["params"][0].device, "dtype": torch.float32}
@@ -133,13 +131,3 @@ class AUSAM(SAM):
         """Both passes, on whole batches in the first epochs."""
         full = min(1.0, self.full_steps / self.total_steps) if self.total_steps else 0.0
         return (full + (1 - full) * self.share) * (1 + self.ascent_share)
-
-    def own_state(self) -> dict[str, Any]:
-        """What is known of each example, too."""
-        return {**super().own_state(), "mean": self.mean, "count": self.count}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Load what `own_state` returned."""
-        super().load_own_state(state)
-        self.mean.copy_(state["mean"])
-        self.count.copy_(state["count"])

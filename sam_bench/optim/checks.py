@@ -12,7 +12,6 @@ class ArgumentError(ValueError):
         name: of the argument.
         value: that was given.
         allowed: what would be right.
-
     """
 
     def __init__(self, name: str, value: Any, allowed: str) -> None:
@@ -31,12 +30,7 @@ def require_number(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Refuse anything but a finite number in [low, high]; `above` and `below` are bounds that are themselves excluded.
-
-    Raises:
-        ArgumentError: the value is out of range, infinite, NaN, a boolean or no number.
-
-    """
+    """Raise an ArgumentError unless the value is a finite number in [low, high], above `above` and below `below`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if is_number and low <= value <= high and (above is None or value > above) and (below is None or value < below):
         return
@@ -46,33 +40,24 @@ def require_number(
 
 
 def require_integer(name: str, value: Any, low: int) -> None:
-    """Refuse anything but an integer from `low` on.
-
-    Raises:
-        ArgumentError: the value is too small, a boolean or no integer.
-
-    """
+    """Raise an ArgumentError unless the value is an integer from `low` on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ArgumentError(name, value, f"an integer from {low} on")
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse anything but one of the choices.
-
-    Raises:
-        ArgumentError: the value is none of them.
-
-    """
+    """Raise an ArgumentError unless the value is one of the choices."""
     if value not in choices:
         raise ArgumentError(name, value, f"one of {', '.join(choices)}")
 
 
 def require_boolean(name: str, value: Any) -> None:
-    """Refuse anything but True and False.
-
-    Raises:
-        ArgumentError: the value is no boolean.
-
-    """
+    """Raise an ArgumentError unless the value is True or False."""
     if not isinstance(value, bool):
         raise ArgumentError(name, value, "true or false")
+
+
+def require_start(name: str, value: Any, step: int, total_steps: int | None) -> None:
+    """Raise an ArgumentError if what starts at this step would start after the training, if its length is known."""
+    if total_steps is not None and step >= total_steps:
+        raise ArgumentError(name, value, f"less than the whole training of {total_steps} steps; or train longer")

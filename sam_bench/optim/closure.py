@@ -25,7 +25,6 @@ class SampleClosure(Protocol):
         examples: int64 (B,), their indices in the training set, or None if unknown.
         losses: (n,), per-sample losses of the latest pass, without gradients.
         logits: (n, C), its outputs, without gradients.
-
     """
 
     size: int
@@ -62,7 +61,6 @@ class BatchClosure:
         channels_last: use the channels-last memory format for images.
         decay: λ of a term ½λ‖θ‖² in the loss.
         decayed: the parameters in that term.
-
     """
 
     def __init__(
@@ -97,7 +95,6 @@ class BatchClosure:
             images: (B, C, H, W).
             labels: int64 (B,).
             examples: int64 (B,), their indices in the training set.
-
         """
         self.images, self.labels, self.examples = images.contiguous(memory_format=self.memory_format), labels, examples
         self.size = len(labels)

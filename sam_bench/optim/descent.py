@@ -42,7 +42,6 @@ class Descent(Optimizer):
     Raises:
         TypeError: `base` is not an optimizer.
         ArgumentError: `base` evaluates the closure itself (LBFGS), or is already a method of this package.
-
     """
 
     # What the catalogue prints and the contract test measures.
@@ -51,6 +50,7 @@ class Descent(Optimizer):
     memory_copies: int = 0  # copies of the weights kept beside weights, gradients and the state of the base
     state_copies: int = 0  # how many of those copies a checkpoint holds
     state_contents = ""  # what a checkpoint holds for the method, in words
+    state_names: tuple[str, ...] = ()  # attributes that are part of the state: plain numbers and tensors
     waits = ""  # why a step waits for the device, if it does
 
     samplewise: bool = False  # needs a SampleClosure
@@ -107,7 +107,6 @@ class Descent(Optimizer):
         Raises:
             TypeError: there is no closure.
             RuntimeError: the step comes from a GradScaler, or gradients were accumulated outside of the closure.
-
         """
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure} (a function: zero_grad, forward, backward, return the loss)")
@@ -161,7 +160,6 @@ class Descent(Optimizer):
         Raises:
             NoGradientError: no parameter has a gradient afterwards.
             RuntimeError: the closure added to gradients that were there before.
-
         """
         self.counts["propagations"] += self.share_of(closure, selection)
         before = self._gradients()
@@ -188,12 +186,7 @@ class Descent(Optimizer):
         return (len(range(size)[selection]) if isinstance(selection, slice) else len(selection)) / size
 
     def samples(self, closure: Closure) -> SampleClosure:
-        """The closure, if it can tell samples apart.
-
-        Raises:
-            TypeError: it cannot.
-
-        """
+        """The closure, if it can tell samples apart; otherwise raises a TypeError."""
         if not isinstance(closure, SampleClosure):
             raise TypeError(
                 f"Invalid closure: {type(self).__name__} looks at single samples, which a plain function does not give "
@@ -204,9 +197,7 @@ class Descent(Optimizer):
     def examples(self, closure: Closure) -> Tensor:
         """Indices int64 (B,) of the batch's examples in the training set.
 
-        Raises:
-            TypeError: the closure does not know them.
-
+        Raises a TypeError if the closure has none.
         """
         examples = self.samples(closure).examples
         if examples is None:
@@ -385,7 +376,8 @@ class Descent(Optimizer):
         """What this class adds to the state of `base` for an exact resume: plain numbers and tensors."""
         order = {p: i for i, p in enumerate(self.params())}
         memory = {name: {order[p]: t for p, t in buffers.items()} for name, buffers in self._memory.items()}
-        return {"t": self.t, "counts": dict(self.counts), "memory": memory}
+        own = {name: getattr(self, name) for name in self.state_names}
+        return {"t": self.t, "counts": dict(self.counts), "memory": memory, **own}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Load what `own_state` returned."""
@@ -396,6 +388,12 @@ class Descent(Optimizer):
             name: {params[i]: t.to(params[i].device, copy=True) for i, t in buffers.items()}
             for name, buffers in state["memory"].items()
         }
+        for name in self.state_names:
+            value, present = state[name], getattr(self, name)
+            if isinstance(value, Tensor) and isinstance(present, Tensor):
+                present.copy_(value)  # in place, where a captured step reads
+            else:
+                setattr(self, name, value.to(params[0].device, copy=True) if isinstance(value, Tensor) else value)
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's `state_dict` with one more entry, under this class's name."""
@@ -407,12 +405,7 @@ class Descent(Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned.
-
-        Raises:
-            ValueError: it comes from another method.
-
-        """
+        """Load what `state_dict` returned. Raises a ValueError if it comes from another method."""
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
@@ -428,11 +421,8 @@ class Descent(Optimizer):
     def set_in_groups(self, **settings: float) -> None:
         """Put settings of the method into every parameter group that has no value of its own.
 
-        There a scheduler can change them, and groups can differ.
-
-        Raises:
-            ArgumentError: the base optimizer has a setting of that name.
-
+        There a scheduler can change them, and groups can differ. Raises an ArgumentError if the base optimizer has a
+        setting of that name.
         """
         for name, value in settings.items():
             if name in self.innermost.defaults:

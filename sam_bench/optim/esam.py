@@ -16,16 +16,16 @@ With β < 1 the tensors that skip their gradient change every step, so the step 
 """
 
 import random
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import require_integer, require_number
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import number_of
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 from sam_bench.optim.seeding import derived_seed
 
 
@@ -37,11 +37,11 @@ class ESAM(SAM):
         beta: β in (0, 1], the share of the tensors that are perturbed.
         gamma: γ in (0, 1], the share of the batch in the second pass.
         seed: of the coins, ≥ 0.
-
     """
 
     paper = "Du et al., arXiv 2110.03141"
     cost = "ascent_share + γ, and 1 forward if γ < 1"
+    state_names = ("reached",)
 
     def __init__(
         self,
@@ -51,10 +51,9 @@ class ESAM(SAM):
         beta: float = 0.6,
         gamma: float = 0.5,
         seed: int = 0,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        super().__init__(base, rho, **shared)
         require_number("beta", beta, above=0, high=1)
         require_number("gamma", gamma, above=0, high=1)
         require_integer("seed", seed, low=0)
@@ -116,12 +115,3 @@ class ESAM(SAM):
     def expected_forwards_per_step(self) -> float:
         """The forward pass that ranks and, if the first pass left samples out, the one over those."""
         return 2 - self.ascent_share if self.gamma < 1 else 0.0
-
-    def own_state(self) -> dict[str, Any]:
-        """Which parameters have a gradient, too."""
-        return {**super().own_state(), "reached": self.reached}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Load what `own_state` returned."""
-        super().load_own_state(state)
-        self.reached = list(state["reached"])

@@ -19,7 +19,6 @@ def fisher(model: nn.Module, images: Tensor, labels: Tensor, chunk: int = 8) -> 
         images: on the device of the model.
         labels: their classes.
         chunk: number of samples whose gradients, each of the size of the weights, are held at once.
-
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     theta = {name: p.detach() for name, p in trained.items()}

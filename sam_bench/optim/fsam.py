@@ -11,12 +11,14 @@ Deviations: d uses m from before the step, as in the authors' code. The paper's 
 gives the same direction. Under RST, m moves in sharpness-aware steps alone.
 """
 
+from typing import Unpack
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import require_number
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 
 
 class FSAM(SAM):
@@ -26,7 +28,6 @@ class FSAM(SAM):
         base, rho, model, ascent_share: see `SAM`.
         sigma: σ ≥ 0, how much of the mean gradient to remove; 0 is SAM.
         lam: λ in [0, 1], the decay of the mean gradient.
-
     """
 
     paper = "Li et al., arXiv 2403.12350"
@@ -35,16 +36,9 @@ class FSAM(SAM):
     state_contents = "the mean gradient m"
 
     def __init__(
-        self,
-        base: Optimizer,
-        rho: float = 0.2,
-        *,
-        sigma: float = 1.0,
-        lam: float = 0.6,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
+        self, base: Optimizer, rho: float = 0.2, *, sigma: float = 1.0, lam: float = 0.6, **shared: Unpack[Shared]
     ) -> None:
-        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        super().__init__(base, rho, **shared)
         require_number("sigma", sigma, low=0)
         require_number("lam", lam, low=0, high=1)
         self.sigma, self.lam = sigma, lam

@@ -35,7 +35,6 @@ class GRST(RST):
         weight: w ≥ 0, the target of p(t)γ(t).
         gamma_max: the cap of w/p(t).
         unit_norm: mix ĝ = g/‖g‖ instead of g, as the authors' code does.
-
     """
 
     def __init__(

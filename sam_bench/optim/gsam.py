@@ -10,16 +10,16 @@ Zhuang et al.: Surrogate Gap Minimization Improves Sharpness-Aware Training, arX
 Deviations: ρ_min belongs to a learning rate of 0. The authors' example uses ASAM's ε, this is SAM's.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import ArgumentError, require_number
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import cosine
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 
 
 class GSAM(SAM):
@@ -31,7 +31,6 @@ class GSAM(SAM):
         rho_min: ρ at a learning rate of 0, ≥ 0.
         rho_max: ρ at the largest learning rate.
         alpha: α ≥ 0, the size of the step against g⊥, which reduces the surrogate gap L(θ + ε) - L(θ).
-
     """
 
     paper = "Zhuang et al., arXiv 2203.08065"
@@ -45,11 +44,10 @@ class GSAM(SAM):
         rho_min: float = 0.05,
         rho_max: float = 0.05,
         alpha: float = 0.4,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
+        **shared: Unpack[Shared],
     ) -> None:
         self.rho_min = rho_min
-        super().__init__(base, rho_max, model=model, ascent_share=ascent_share)
+        super().__init__(base, rho_max, **shared)
         require_number("alpha", alpha, low=0)
         self.alpha = alpha
         group = base.param_groups[0]

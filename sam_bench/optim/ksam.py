@@ -12,13 +12,15 @@ forward pass over the whole batch is the first of the step, so its loss is retur
 statistics. With `ascent_share` < 1 the first pass sees that share of K, the highest losses first.
 """
 
-from torch import Tensor, nn
+from typing import Unpack
+
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import require_number
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import number_of
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 
 
 class KSAM(SAM):
@@ -27,22 +29,13 @@ class KSAM(SAM):
     Args:
         base, rho, model, ascent_share: see `SAM`.
         share: k/|B| in (0, 1]; 1 is SAM.
-
     """
 
     paper = "Ni et al., arXiv 2210.12864"
     cost = "(1 + ascent_share) · share, and 1 forward"
 
-    def __init__(
-        self,
-        base: Optimizer,
-        rho: float = 0.05,
-        *,
-        share: float = 0.35,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
-    ) -> None:
-        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+    def __init__(self, base: Optimizer, rho: float = 0.05, *, share: float = 0.35, **shared: Unpack[Shared]) -> None:
+        super().__init__(base, rho, **shared)
         require_number("share", share, above=0, high=1)
         self.share = share
         self.samplewise = self.samplewise or share < 1

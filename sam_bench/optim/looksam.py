@@ -11,17 +11,17 @@ Deviations: none known. The authors published no code, and third-party ports dif
 the period counts LookSAM's own steps.
 """
 
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import require_integer, require_number
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import TINY, cosine
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 
 
 class LookSAM(SAM):
@@ -31,7 +31,6 @@ class LookSAM(SAM):
         base, rho, model, ascent_share: see `SAM`.
         k: ≥ 1, the period of the sharpness-aware steps.
         alpha: α ≥ 0, the size of the reused part relative to g.
-
     """
 
     paper = "Liu et al., arXiv 2203.02714"
@@ -39,18 +38,12 @@ class LookSAM(SAM):
     memory_copies = 3  # θ, g, g_v
     state_copies = 1
     state_contents = "g_v"
+    state_names = ("calls",)
 
     def __init__(
-        self,
-        base: Optimizer,
-        rho: float = 0.05,
-        *,
-        k: int = 5,
-        alpha: float = 0.7,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
+        self, base: Optimizer, rho: float = 0.05, *, k: int = 5, alpha: float = 0.7, **shared: Unpack[Shared]
     ) -> None:
-        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        super().__init__(base, rho, **shared)
         require_integer("k", k, low=1)
         require_number("alpha", alpha, low=0)
         self.k, self.alpha = k, alpha
@@ -102,12 +95,3 @@ class LookSAM(SAM):
     def expected_propagations_per_step(self) -> float:
         """One, and the first pass of every k-th step."""
         return 1 + self.ascent_share / self.k
-
-    def own_state(self) -> dict[str, Any]:
-        """The place in the period, too."""
-        return {**super().own_state(), "calls": self.calls}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Load what `own_state` returned."""
-        super().load_own_state(state)
-        self.calls = state["calls"]

@@ -19,7 +19,6 @@ def highest(scores: list[Tensor], pattern: str, alive: int) -> list[Tensor]:
         pattern: one of `PATTERNS` but `n:m`.
         alive: how many elements get a one: exactly, if a unit is an element. Otherwise units are taken from the highest
             score down, those that no longer fit are left out, and at least one is kept.
-
     """
     units = [unit_scores(s, pattern) for s in scores]
     sizes = torch.cat([unit_sizes(s, pattern) for s in scores])

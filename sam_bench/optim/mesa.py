@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import ArgumentError, require_boolean, require_integer, require_number
+from sam_bench.optim.checks import ArgumentError, require_boolean, require_integer, require_number, require_start
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import Descent
-from sam_bench.optim.saf import divergence_from, refuse_late_start
+from sam_bench.optim.saf import divergence_from
 
 
 class MESA(Descent):
@@ -40,7 +40,6 @@ class MESA(Descent):
 
     Raises:
         ArgumentError: there is no model.
-
     """
 
     paper = "Du et al., arXiv 2205.14083"
@@ -69,7 +68,7 @@ class MESA(Descent):
         require_boolean("tau_squared", tau_squared)
         require_number("decay", decay, low=0, below=1)
         require_integer("start_steps", start_steps, low=0)
-        refuse_late_start("start_steps", start_steps, start_steps, total_steps)
+        require_start("start_steps", start_steps, start_steps, total_steps)
         if model is None:
             raise ArgumentError("model", None, "the model that is trained, since MESA averages it")
         self.weight, self.tau = lam * (tau**2 if tau_squared else 1), tau

@@ -33,7 +33,6 @@ class MSAM(Descent):
 
     Raises:
         ArgumentError: the base has no momentum.
-
     """
 
     paper = "Becker et al., arXiv 2401.12033"

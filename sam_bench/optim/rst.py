@@ -21,7 +21,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from sam_bench.optim.checks import ArgumentError, require_integer
+from sam_bench.optim.checks import ArgumentError, require_integer, require_start
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import Descent
 from sam_bench.optim.schedules import Schedule
@@ -39,7 +39,6 @@ class RST(Descent):
 
     Raises:
         ArgumentError: a coin can save nothing of the inner method, or an argument is out of range.
-
     """
 
     paper = "Zhao et al., arXiv 2203.09962"
@@ -60,8 +59,7 @@ class RST(Descent):
         require_integer("total_steps", total_steps, low=1)
         require_integer("seed", seed, low=0)
         require_integer("warmup_steps", warmup_steps, low=0)
-        if warmup_steps >= total_steps:
-            raise ArgumentError("warmup_steps", warmup_steps, "less than the whole training, so that SAM is on once")
+        require_start("warmup_steps", warmup_steps, warmup_steps, total_steps)
         super().__init__(inner)
         self.inner = inner
         self.counts = inner.counts

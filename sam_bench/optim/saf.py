@@ -11,14 +11,12 @@ epoch (the last, incomplete batch is dropped) has no term. The returned loss is 
 trained one; the authors' script logs the accuracy of an averaged model.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import ArgumentError, require_boolean, require_integer, require_number
+from sam_bench.optim.checks import require_boolean, require_integer, require_number, require_start
 from sam_bench.optim.closure import Closure, Term
 from sam_bench.optim.descent import Descent
 
@@ -36,11 +34,11 @@ class SAF(Descent):
         lag_epochs: Ẽ ≥ 1.
         start_steps: E_start, in steps.
         total_steps: T; with it, a term that would never start is refused.
-
     """
 
     paper = "Du et al., arXiv 2205.14083"
     state_contents = "lag_epochs × examples × classes numbers"
+    state_names = ("outputs", "recorded")
     unschedulable = "it has one pass, so a coin could save none"
     samplewise = True
 
@@ -66,8 +64,8 @@ class SAF(Descent):
         require_integer("steps_per_epoch", steps_per_epoch, low=1)
         require_integer("train_size", train_size, low=1)
         require_integer("start_steps", start_steps, low=0)
-        refuse_late_start("start_steps", start_steps, start_steps, total_steps)
-        refuse_late_start("lag_epochs", lag_epochs, lag_epochs * steps_per_epoch, total_steps)
+        require_start("start_steps", start_steps, start_steps, total_steps)
+        require_start("lag_epochs", lag_epochs, lag_epochs * steps_per_epoch, total_steps)
         self.train_size, self.steps_per_epoch, self.lag_epochs = train_size, steps_per_epoch, lag_epochs
         self.weight, self.tau, self.start_steps = lam * (tau**2 if tau_squared else 1), tau, start_steps
         device = base.param_groups[0]["params"][0].device
@@ -102,17 +100,6 @@ class SAF(Descent):
         self.recorded[where] = self.epoch
         return loss
 
-    def own_state(self) -> dict[str, Any]:
-        """The outputs, too."""
-        return {**super().own_state(), "outputs": self.outputs, "recorded": self.recorded}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Load what `own_state` returned."""
-        super().load_own_state(state)
-        outputs = state["outputs"]
-        self.outputs = None if outputs is None else outputs.to(self.slot.device, copy=True)
-        self.recorded.copy_(state["recorded"])
-
 
 def divergence_from(old: Tensor, tau: float, weight: float, known: Tensor | None = None) -> Term:
     """The term weight · KL(softmax(old/τ) ‖ softmax(now/τ)), averaged over samples.
@@ -122,7 +109,6 @@ def divergence_from(old: Tensor, tau: float, weight: float, known: Tensor | None
         tau: τ, the temperature.
         weight: of the term.
         known: bool (B,); samples that are not known contribute 0.
-
     """
 
     def term(logits: Tensor, at: slice) -> Tensor:
@@ -132,14 +118,3 @@ def divergence_from(old: Tensor, tau: float, weight: float, known: Tensor | None
         return weight * (kl if known is None else kl * known[at]).mean()
 
     return term
-
-
-def refuse_late_start(name: str, value: int, step: int, total_steps: int | None) -> None:
-    """Refuse a term that would start after the last step.
-
-    Raises:
-        ArgumentError: it would.
-
-    """
-    if total_steps is not None and step >= total_steps:
-        raise ArgumentError(name, value, "less than the whole training, or the term never starts; or more epochs")

@@ -22,7 +22,7 @@ corrects the bias of both means.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,13 @@ from sam_bench.optim.closure import Closure, Selection
 from sam_bench.optim.descent import TINY, Descent, number_of
 
 
+class Shared(TypedDict, total=False):
+    """The options of every method with SAM's two passes, see `SAM`."""
+
+    model: nn.Module | None
+    ascent_share: float
+
+
 class SAM(Descent):
     """SAM around `base`. A method that differs in ε alone overrides `epsilon`.
 
@@ -42,7 +49,6 @@ class SAM(Descent):
         rho: ρ ≥ 0, the radius of the perturbation, in the units of the weights.
         model: the module whose BatchNorm layers update their running statistics once per step.
         ascent_share: the share of the batch, in (0, 1], that the first pass sees.
-
     """
 
     paper = "Foret et al., arXiv 2010.01412"

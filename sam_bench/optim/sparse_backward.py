@@ -22,12 +22,7 @@ from sam_bench.optim.checks import ArgumentError
 
 
 def check_hardware(params: list[Tensor], pattern: str) -> None:
-    """Refuse the implicit form where there are no 2:4 products.
-
-    Raises:
-        ArgumentError: the device, the pattern or the layers have none.
-
-    """
+    """Raise an ArgumentError if the device, the pattern or the layers have no 2:4 products."""
     device = params[0].device
     capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if not capable or pattern != "2:4":

@@ -13,16 +13,16 @@ In the implicit form, groups run along the output dimension, over which the prod
 """
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_bench.optim import masks
 from sam_bench.optim.checks import ArgumentError, require_choice, require_integer, require_number
 from sam_bench.optim.closure import Closure, Selection
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 from sam_bench.optim.sparse_backward import SparseBackward, check_hardware
 
 FORMS = ("explicit", "implicit", "emulated")
@@ -39,13 +39,13 @@ class SSAM(SAM):
         n, m: of the pattern `n:m`: n of every m consecutive weights are perturbed.
         form: one of `FORMS`.
         seed: of the draws, ≥ 0.
-
     """
 
     paper = "Mi et al., arXiv 2210.05177, 2306.17504"
     memory_copies = 2  # θ, m
     state_copies = 1
     state_contents = "the mask"
+    state_names = ("period",)
     waits = "a new mask"
 
     def __init__(
@@ -60,10 +60,9 @@ class SSAM(SAM):
         m: int = 4,
         form: str = "explicit",
         seed: int = 0,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+        super().__init__(base, rho, **shared)
         require_number("sparsity", sparsity, low=0, below=1)
         require_choice("pattern", pattern, masks.PATTERNS)
         require_choice("form", form, FORMS)
@@ -113,12 +112,3 @@ class SSAM(SAM):
         grads = super().epsilon(params)
         torch._foreach_mul_(grads, self.memory("mask", params))
         return grads
-
-    def own_state(self) -> dict[str, Any]:
-        """The period of the mask, too."""
-        return {**super().own_state(), "period": self.period}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Load what `own_state` returned."""
-        super().load_own_state(state)
-        self.period = state["period"]

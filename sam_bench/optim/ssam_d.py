@@ -39,7 +39,6 @@ class SSAMD(SSAM):
         drop: drop the smallest `gradient`, `weight` or `random` number.
         grow: grow the largest.
         further: see `SSAM`.
-
     """
 
     def __init__(

@@ -36,7 +36,6 @@ class SSAMF(SSAM):
 
     Raises:
         ArgumentError: there is no model.
-
     """
 
     cost = "1 + ascent_share, and samples/batch at a new mask"

@@ -9,12 +9,14 @@ Li, Giannakis: Enhancing Sharpness-Aware Optimization Through Variance Suppressi
 Deviations: none.
 """
 
+from typing import Unpack
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import require_number
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.sam import SAM, Shared
 
 
 class VaSSO(SAM):
@@ -23,7 +25,6 @@ class VaSSO(SAM):
     Args:
         base, rho, model, ascent_share: see `SAM`.
         theta: θ' in [0, 1], the weight of the newest gradient; 1 is SAM.
-
     """
 
     paper = "Li & Giannakis, NeurIPS 2023"
@@ -31,16 +32,8 @@ class VaSSO(SAM):
     state_copies = 1
     state_contents = "the direction d"
 
-    def __init__(
-        self,
-        base: Optimizer,
-        rho: float = 0.2,
-        *,
-        theta: float = 0.9,
-        model: nn.Module | None = None,
-        ascent_share: float = 1.0,
-    ) -> None:
-        super().__init__(base, rho, model=model, ascent_share=ascent_share)
+    def __init__(self, base: Optimizer, rho: float = 0.2, *, theta: float = 0.9, **shared: Unpack[Shared]) -> None:
+        super().__init__(base, rho, **shared)
         require_number("theta", theta, low=0, high=1)
         self.theta = theta
 

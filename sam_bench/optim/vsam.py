@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import ArgumentError, require_integer, require_number
+from sam_bench.optim.checks import require_integer, require_number, require_start
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import TINY
 from sam_bench.optim.sam import SAM
@@ -39,7 +39,6 @@ class VSAM(SAM):
         tensors: N ≥ 1.
         sam_steps: the number of first steps, all sampled.
         total_steps: T; with it, windows that would never start are refused.
-
     """
 
     paper = "Deng et al., arXiv 2403.08821"
@@ -74,8 +73,7 @@ class VSAM(SAM):
         require_integer("tensors", tensors, low=1)
         require_integer("reuses", reuses, low=0)
         require_integer("sam_steps", sam_steps, low=0)
-        if total_steps is not None and sam_steps >= total_steps:
-            raise ArgumentError("sam_steps", sam_steps, "less than the whole training, so that vSAM begins")
+        require_start("sam_steps", sam_steps, sam_steps, total_steps)
         device = base.param_groups[0]["params"][0].device
         self.window = Window(window, quota, quota_max, (alpha_1, alpha_2), seed, device)
         self.beta, self.reuses, self.N, self.sam_steps = beta, reuses, tensors, sam_steps

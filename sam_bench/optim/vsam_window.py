@@ -34,7 +34,6 @@ class Window:
         alphas: α₁, α₂ ≥ 0.
         seed: of the draws, ≥ 0.
         device: of a and b.
-
     """
 
     def __init__(

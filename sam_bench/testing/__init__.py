@@ -112,7 +112,6 @@ def check_optimizer(
 
     Returns:
         A report with `passed` and one line per check.
-
     """
     results = []
     for check in CHECKS:

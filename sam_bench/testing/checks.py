@@ -44,7 +44,6 @@ class Subject:
         factory: makes an optimizer for the parameters of a model.
         step: makes one step with an optimizer and a closure, and returns the loss.
         device: where to train.
-
     """
 
     factory: Factory

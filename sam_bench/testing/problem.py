@@ -61,7 +61,6 @@ def make_closure(
         before: called ahead of each pass.
         bf16: evaluate under bf16 autocast.
         zeroes: call zero_grad.
-
     """
     if getattr(optimizer, "samplewise", False):
         watched = WatchedClosure(model, optimizer, bf16=bf16)
@@ -93,7 +92,6 @@ class Problem:
         images: (batches, B, *SHAPE).
         labels: (batches, B).
         examples: (batches, B), indices in the training set.
-
     """
 
     model: nn.Module
