@@ -1,6 +1,5 @@
 """The rate at which timm's loader gives images of a folder, by its number of workers, against the model's rate."""
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -31,17 +30,15 @@ def write_images(root: Path, images: int) -> None:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__)
+    parser = measure.options("loader", __doc__, rounds=3, steps=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--model", default="resnet18", help="a name of timm's")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--images", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=3, help="of the model")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--out", type=Path, default=Path("loader.csv"))
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     device, rates = machine.pick_device(args.device), {}
     with tempfile.TemporaryDirectory() as root:
@@ -53,7 +50,7 @@ def main() -> None:
                 settings_of(*overrides, f"dataset.workers={workers}").dataset, args.batch_size, device, 0
             )
             seconds = []
-            for epoch in range(3):
+            for epoch in range(args.rounds):
                 folder.start(epoch)
                 made_before = workers + 1  # the start of the workers, and a batch of each, are no part of the rate
                 for _ in range(made_before):

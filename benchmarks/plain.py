@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from benchmarks.contenders import settings_of
-from benchmarks.noise import noise
+from benchmarks.contenders import noise, settings_of
 from sam_bench import machine
 from sam_bench.build import create_dataset, create_model
 

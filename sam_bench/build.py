@@ -119,25 +119,17 @@ def what_it_has(settings: Target, takes: Iterable[str], offered: dict[str, Any])
 
 @dataclass(frozen=True)
 class Training:
-    """What a method may ask to know about the training: its constructor has parameters of these names.
-
-    Attributes:
-        model: what is trained.
-        total_steps: T.
-        steps_per_epoch: steps in each epoch.
-        seed: of everything the method draws.
-        train_size: number of training examples; None if a batch does not tell which of them it has.
-        batch_size: images per step.
-        sample: called with n and a seed, returns n training images (n, C, H, W) and classes (n,) on the device.
-    """
+    """What a method may ask to know about the training: its constructor has parameters of these names."""
 
     model: nn.Module
     total_steps: int
     steps_per_epoch: int
-    seed: int = 0
-    train_size: int | None = None
+    seed: int = 0  # of everything the method draws
+    train_size: int | None = None  # number of training examples; None if a batch does not tell which of them it has
     batch_size: int | None = None
-    sample: Callable[[int, int], tuple[Tensor, Tensor]] | None = None
+    sample: Callable[[int, int], tuple[Tensor, Tensor]] | None = (
+        None  # n, seed -> training images (n, C, H, W), classes
+    )
 
     def method(self, where: str, settings: Target, around: torch.optim.Optimizer) -> Descent:
         """A method around a base optimizer or another method.

@@ -52,7 +52,9 @@ class CapturedStep:
         """Make one step. Raises a SettingError if the step cannot be captured, and that was required."""
         optimizer = self.optimizer
         optimizer.begin()
-        variant = self.variant()
+        # with the numbers of the groups, which a capture freezes
+        values = (value for group in optimizer.param_groups for value in group.values())
+        variant = optimizer.variant, tuple(value for value in values if isinstance(value, int | float | tuple))
         if variant in self.recorded:
             result, replay, spent = self.recorded[variant]
             replay()
@@ -65,12 +67,6 @@ class CapturedStep:
             result = self.capture(variant)
         optimizer.end()
         return result
-
-    def variant(self) -> Hashable:
-        """The variant of the step that has begun, with the numbers of the groups, which a capture would freeze."""
-        groups = self.optimizer.param_groups
-        numbers = tuple(v for group in groups for v in group.values() if isinstance(v, int | float | tuple))
-        return self.optimizer.variant, numbers
 
     def capture(self, variant: Hashable) -> Result:
         """Capture the work, which also runs it; run it eagerly if that fails.

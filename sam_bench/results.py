@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sam_bench import files
 from sam_bench.errors import SettingError
 
@@ -33,11 +31,6 @@ def read(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"{path}: is no result ({error!r}); delete it to train again") from error
     return result
-
-
-def write_config(folder: Path, settings: dict[str, Any]) -> None:
-    """`config.yaml`, resolved."""
-    files.replace(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from sam_bench import checkpoint, machine, results
+from sam_bench import checkpoint, files, machine, results
 from sam_bench.build import Training, create_dataset, create_model, create_optimizer
 from sam_bench.capture import CapturedStep, cuda_graph
 from sam_bench.checkpoint import Checkpoints
@@ -247,7 +248,7 @@ class Run:
             raise SettingError(f"runs={folder}: {error.strerror}") from error
         try:
             self.resume()
-            results.write_config(folder, self.settings.dump())
+            files.replace(folder / "config.yaml", yaml.safe_dump(self.settings.dump(), sort_keys=False))
             last, of = folder / "last.pt", (self.settings.config_hash, self.settings.seed)
             self.checkpoints = Checkpoints(
                 lambda state: checkpoint.save(last, *of, state), self.settings.trainer.checkpoint_minutes

@@ -213,9 +213,7 @@ class Settings(Strict):
 
     def dump(self) -> dict[str, Any]:
         """All settings as plain values, for config.yaml."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-    # -------------------------------------------------------------------------------------------- identity
+        return self.model_dump(mode="json", by_alias=True)
 
     def identity(self) -> dict[str, Any]:
         """What defines a run up to its seed: not where data and results lie, nor how it is watched."""

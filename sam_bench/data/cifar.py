@@ -16,22 +16,17 @@ from sam_bench.errors import SettingError
 
 
 def cifar10(root: Path | None) -> Arrays:
-    """50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
-
-    Raises a SettingError if a file is broken, or the set is missing and cannot be downloaded.
-    """
+    """50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes."""
     return _load(CIFAR10, root)
 
 
 def cifar100(root: Path | None) -> Arrays:
-    """50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes.
-
-    Raises a SettingError if a file is broken, or the set is missing and cannot be downloaded.
-    """
+    """50,000 training and 10,000 test images of 32 x 32 pixels in 100 classes."""
     return _load(CIFAR100, root)
 
 
 def _load(dataset: type[CIFAR10], root: Path | None) -> Arrays:
+    """Raise a SettingError if a file is broken, or the set is missing and cannot be downloaded."""
     if root is None:
         raise SettingError(f"dataset.root=null: {dataset.__name__.lower()} needs the folder that holds it")
     train, test = (_open(dataset, root, is_training) for is_training in (True, False))

@@ -23,7 +23,7 @@ from sam_bench.optim.seeding import derived_seed
 
 
 class ImageFolder:
-    """The batches of a folder of images, see `sam_bench.data.Data`.
+    """The batches of a folder of images, see `sam_bench.data.Data`. Raises a SettingError if it cannot be used.
 
     Args:
         root: holds train/ and val/.
@@ -31,9 +31,6 @@ class ImageFolder:
         workers: processes that read and crop; 0: the main process does.
         subset: how many of the training images to use, class-balanced; None: all.
         batch_size, device, seed: of the training.
-
-    Raises:
-        SettingError: the folder cannot be used.
     """
 
     knows_examples = False  # the loader does not tell
@@ -52,10 +49,8 @@ class ImageFolder:
     ) -> None:
         if root is None:
             raise SettingError("dataset.root=null: imagefolder needs the folder that holds train/ and val/")
-        require_integer("image_size", image_size, low=1)
-        require_integer("workers", workers, low=0)
-        if subset is not None:
-            require_integer("subset", subset, low=1)
+        for name, value, low in (("image_size", image_size, 1), ("workers", workers, 0), ("subset", subset or 1, 1)):
+            require_integer(name, value, low)
         images = {}
         for part in ("train", "val"):
             folder = root / part

@@ -19,19 +19,14 @@ TEST_BATCH = 1000
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are chosen and augmented.
+    """How training images are chosen and augmented; lengths are in pixels."""
 
-    Args:
-        subset: how many of the training images to use, class-balanced, the same ones for every seed; None: all.
-        padding: zeros around the image out of which a random crop of its size is taken, in pixels.
-        flip: flip left and right at random.
-        cutout: side of a square hole at a random place, in pixels; 16 and 8 in papers on CIFAR-10 and CIFAR-100.
-    """
-
-    subset: int | None = None
-    padding: int = 0
-    flip: bool = False
-    cutout: int = 0
+    subset: int | None = (
+        None  # how many of the training images, class-balanced, the same ones for every seed; None: all
+    )
+    padding: int = 0  # zeros around the image out of which a random crop of its size is taken
+    flip: bool = False  # left and right, at random
+    cutout: int = 0  # side of a square hole at a random place
 
     def __post_init__(self) -> None:
         if self.subset is not None:

@@ -19,18 +19,12 @@ class SampleClosure(Protocol):
     """The closure that methods which look at single samples need. `BatchClosure` is one.
 
     Called without arguments it is a closure like any other.
-
-    Attributes:
-        size: B, the number of samples in the batch.
-        examples: int64 (B,), their indices in the training set, or None if unknown.
-        losses: (n,), per-sample losses of the latest pass, without gradients.
-        logits: (n, C), its outputs, without gradients.
     """
 
-    size: int
-    examples: Tensor | None
-    losses: Tensor
-    logits: Tensor
+    size: int  # B, the number of samples in the batch
+    examples: Tensor | None  # int64 (B,), their indices in the training set, or None if unknown
+    losses: Tensor  # (n,), per-sample losses of the latest pass, without gradients
+    logits: Tensor  # (n, C), its outputs, without gradients
 
     def __call__(self, selection: Selection | None = None, term: Term | None = None) -> Tensor:
         """zero_grad, forward, backward on the selection: returns its mean loss; the gradient includes the term."""
@@ -89,13 +83,7 @@ class BatchClosure:
         self.forward = torch.compile(forward)
 
     def batch(self, images: Tensor, labels: Tensor, examples: Tensor | None = None) -> None:
-        """Set the batch of the next step.
-
-        Args:
-            images: (B, C, H, W).
-            labels: int64 (B,).
-            examples: int64 (B,), their indices in the training set.
-        """
+        """Set the batch of the next step: images (B, C, H, W), classes (B,), their indices in the training set (B,)."""
         self.images, self.labels, self.examples = images.contiguous(memory_format=self.memory_format), labels, examples
         self.size = len(labels)
         self.first_pass: tuple[Tensor, Tensor] | None = None  # its logits and labels

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import ArgumentError
+from sam_bench.optim.checks import ArgumentError, require_number
 from sam_bench.optim.closure import Closure, SampleClosure, Selection, Term
 
 TINY = 1e-12  # keeps ρ/‖g‖ finite at a stationary point; far below the rounding error of any norm that matters
@@ -92,8 +92,6 @@ class Descent(Optimizer):
         self._scratch: dict[str, dict[Tensor, Tensor]] = {}
         self._memory: dict[str, dict[Tensor, Tensor]] = {}
 
-    # ------------------------------------------------------------------------------------------------ the step
-
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Make one update.
@@ -162,13 +160,19 @@ class Descent(Optimizer):
             RuntimeError: the closure added to gradients that were there before.
         """
         self.counts["propagations"] += self.share_of(closure, selection)
-        before = self._gradients()
+        before = [(p, p.grad, p.grad._version) for p in self.params() if p.grad is not None]
         with torch.enable_grad():
             plain = selection is None and term is None
             loss = closure() if plain else self.samples(closure)(selection, term)
         if loss.requires_grad:
             loss = loss.detach()
-        self._refuse_accumulation(before)
+        # A closure that zeroes gradients replaces these tensors or writes to them twice: zero, then add.
+        for p, grad, version in before:
+            if p.grad is grad and grad._version <= version + 1 and self._zeroed.get(p) != version:
+                raise RuntimeError(
+                    f"{type(self).__name__}.step: the closure added to gradients that were there before; call "
+                    "zero_grad in it, and accumulate micro-batches inside it, since each pass needs all of them"
+                )
         if all(p.grad is None for p in self.params()):
             raise NoGradientError(loss)
         return loss
@@ -212,19 +216,6 @@ class Descent(Optimizer):
         super().zero_grad(set_to_none)
         self._zeroed = {p: p.grad._version for p in self.params() if p.grad is not None}
 
-    def _gradients(self) -> list[tuple[Tensor, Tensor, int]]:
-        """The gradients that are there now and are not known to be zero, with their versions."""
-        found = [(p, p.grad, p.grad._version) for p in self.params() if p.grad is not None]
-        return [(p, grad, version) for p, grad, version in found if self._zeroed.get(p) != version]
-
-    def _refuse_accumulation(self, before: list[tuple[Tensor, Tensor, int]]) -> None:
-        # A closure that zeroes gradients replaces these tensors, or writes to them twice: zero, then add.
-        if any(p.grad is grad and grad._version <= version + 1 for p, grad, version in before):
-            raise RuntimeError(
-                f"{type(self).__name__}.step: the closure added to gradients that were there before; call zero_grad in "
-                "the closure, and accumulate micro-batches inside it, since each pass needs all of them"
-            )
-
     # torch.amp.GradScaler sets these on an optimizer with `_step_supports_amp_scaling` and then calls its `step`
     _step_supports_amp_scaling = True
 
@@ -236,8 +227,6 @@ class Descent(Optimizer):
 
     found_inf = property(fset=_refuse_scaler)
     grad_scale = property(fset=_refuse_scaler)
-
-    # ------------------------------------------------------------------------------------ perturbed weights, buffers
 
     @contextmanager
     def frozen_batch_norm(self) -> Iterator[None]:
@@ -312,8 +301,6 @@ class Descent(Optimizer):
                 buffers[p] = torch.zeros_like(p)
         return [buffers[p] for p in params]
 
-    # -------------------------------------------------------------------------------------------------- the cost
-
     @property
     def propagations(self) -> float:
         """Forward-backward pairs so far. A pass over a share of the batch counts as that share."""
@@ -345,8 +332,6 @@ class Descent(Optimizer):
         kept = [t for each in (self._scratch, self._memory) for buffers in each.values() for t in buffers.values()]
         kept += [t for t in vars(self).values() if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in kept)
-
-    # --------------------------------------------------------------------------------- being a torch optimizer
 
     @property
     def innermost(self) -> Optimizer:
@@ -419,7 +404,7 @@ class Descent(Optimizer):
             after(self)
 
     def set_in_groups(self, **settings: float) -> None:
-        """Put settings of the method into every parameter group that has no value of its own.
+        """Put settings, numbers ≥ 0, into every parameter group that has no value of its own.
 
         There a scheduler can change them, and groups can differ. Raises an ArgumentError if the base optimizer has a
         setting of that name.
@@ -428,12 +413,14 @@ class Descent(Optimizer):
             if name in self.innermost.defaults:
                 own = f"{type(self.innermost).__name__}, which has a setting {name} of its own"
                 raise ArgumentError("base", own, "another optimizer")
+            require_number(name, value, low=0)
             self.group_settings[name] = value
             # what a wrapper put there before is no choice of the user's: the base may be wrapped again
             put = vars(self.innermost).setdefault("_put_by_wrapper", {})
             for group in self.param_groups:
                 if name not in group or group[name] == put.get(name):
                     group[name] = value
+                require_number(name, group[name], low=0)
             put[name] = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

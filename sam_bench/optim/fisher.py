@@ -14,11 +14,7 @@ def fisher(model: nn.Module, images: Tensor, labels: Tensor, chunk: int = 8) -> 
     Evaluated in evaluation mode: BatchNorm normalizes by its running statistics, so that every sample has a gradient of
     its own, and nothing changes. `.grad` is not touched.
 
-    Args:
-        model: its modes are restored.
-        images: on the device of the model.
-        labels: their classes.
-        chunk: number of samples whose gradients, each of the size of the weights, are held at once.
+    `chunk` samples are processed at once, each with a gradient of the size of the weights.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     theta = {name: p.detach() for name, p in trained.items()}

@@ -12,13 +12,9 @@ PATTERNS = ("unstructured", "tensor", "channel", "n:m")
 
 
 def highest(scores: list[Tensor], pattern: str, alive: int) -> list[Tensor]:
-    """Masks with ones at the units of highest score, over all tensors together.
+    """Masks with `alive` ones at the units of highest score, over all tensors together.
 
-    Args:
-        scores: one per element of each tensor.
-        pattern: one of `PATTERNS` but `n:m`.
-        alive: how many elements get a one: exactly, if a unit is an element. Otherwise units are taken from the highest
-            score down, those that no longer fit are left out, and at least one is kept.
+    If units are larger than an element, those that no longer fit are left out, and at least one is kept.
     """
     units = [unit_scores(s, pattern) for s in scores]
     sizes = torch.cat([unit_sizes(s, pattern) for s in scores])

@@ -6,10 +6,8 @@ Du, Zhou, Feng, Tan, Zhou: Sharpness-Aware Training for Free, arXiv 2205.14083.
     θ̄ ← δθ̄ + (1 - δ)θ        after each step, BatchNorm statistics too; no term before epoch E_start
 
 The averaged model is evaluated in evaluation mode.
-Deviations: the factor τ² is that of the authors' code, which their λ belongs to; `tau_squared=False` leaves it out. The
-term starts with epoch E_start, counted from 0; theirs starts with the next one, and before it the averaged model is not
-evaluated. The returned loss is L_B alone. The tested model is the trained one; the authors' script logs the accuracy of
-the averaged one. δ is a time constant in steps (0.9998: 5,000), whatever the length of the training.
+Deviations: those of `saf`. Before the term starts, the averaged model is not evaluated. δ is a time constant in steps
+(0.9998: 5,000), whatever the length of the training.
 """
 
 import copy

@@ -102,14 +102,7 @@ class SAF(Descent):
 
 
 def divergence_from(old: Tensor, tau: float, weight: float, known: Tensor | None = None) -> Term:
-    """The term weight · KL(softmax(old/τ) ‖ softmax(now/τ)), averaged over samples.
-
-    Args:
-        old: logits (B, C).
-        tau: τ, the temperature.
-        weight: of the term.
-        known: bool (B,); samples that are not known contribute 0.
-    """
+    """The term weight · KL(softmax(old/τ) ‖ softmax(now/τ)), averaged over samples; 0 for those not `known` (B,)."""
 
     def term(logits: Tensor, at: slice) -> Tensor:
         now = logits.float()

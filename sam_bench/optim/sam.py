@@ -72,15 +72,6 @@ class SAM(Descent):
         """Put ρ into the parameter groups."""
         self.set_in_groups(rho=rho)
 
-    def set_in_groups(self, **settings: float) -> None:
-        """Put settings of the method into every parameter group that has no value of its own, and check them all."""
-        for name, value in settings.items():
-            require_number(name, value, low=0)
-        super().set_in_groups(**settings)
-        for group in self.param_groups:
-            for name in settings:
-                require_number(name, group[name], low=0)
-
     def rho(self, group: dict[str, Any]) -> float:
         """ρ of a parameter group in this step."""
         return group["rho"]

@@ -3,23 +3,15 @@
 Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep Learning,
 arXiv 2203.09962. The authors' code has the constant, piecewise and linear families. The trigonometric family here is a
 half cosine between any two values.
-
-A schedule is any function of s in [0, 1] with values in [0, 1]. Those below also have their exact integral, `mean`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 from sam_bench.optim.checks import require_number
 
-
-class Schedule(Protocol):
-    """p(s) for s = t/T in [0, 1]."""
-
-    def __call__(self, s: float) -> float:
-        """The probability of a sharpness-aware step at s."""
-        ...
+Schedule = Callable[[float], float]  # s = t/T in [0, 1] -> the probability of a sharpness-aware step
 
 
 @dataclass(frozen=True)
@@ -38,12 +30,7 @@ class Constant(_UnitInterval):
     p: float
 
     def __call__(self, s: float) -> float:
-        """The probability at s."""
-        return self.p
-
-    @property
-    def mean(self) -> float:
-        """The integral of p(s) over [0, 1]: p."""
+        """p(s)."""
         return self.p
 
 
@@ -55,13 +42,8 @@ class Piecewise(_UnitInterval):
     b: float
 
     def __call__(self, s: float) -> float:
-        """The probability at s."""
+        """p(s)."""
         return self.a if s <= self.b else 1 - self.a
-
-    @property
-    def mean(self) -> float:
-        """The integral of p(s) over [0, 1]: ab + (1 - a)(1 - b)."""
-        return self.a * self.b + (1 - self.a) * (1 - self.b)
 
 
 @dataclass(frozen=True)
@@ -72,19 +54,14 @@ class Linear(_UnitInterval):
     end: float
 
     def __call__(self, s: float) -> float:
-        """The probability at s."""
+        """p(s)."""
         return self.start + (self.end - self.start) * s
-
-    @property
-    def mean(self) -> float:
-        """The integral of p(s) over [0, 1]: (start + end)/2."""
-        return (self.start + self.end) / 2
 
 
 @dataclass(frozen=True)
 class Trigonometric(Linear):
-    """p(s) = end + (start - end)(1 + cos πs)/2, a half cosine with the mean of the straight line."""
+    """p(s) = end + (start - end)(1 + cos πs)/2, a half cosine."""
 
     def __call__(self, s: float) -> float:
-        """The probability at s."""
+        """p(s)."""
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * s)) / 2

@@ -25,15 +25,9 @@ BLOCKS = 5
 
 
 class Window:
-    """The present window. a and b of the last 2K sampled steps stay on the device.
+    """The present window of K ≥ 1 steps. a and b of the last 2K sampled steps stay on the device.
 
-    Args:
-        K: number of steps, ≥ 1.
-        quota: m of the first window.
-        quota_max: its maximum as a share of K, at least one step.
-        alphas: α₁, α₂ ≥ 0.
-        seed: of the draws, ≥ 0.
-        device: of a and b.
+    `quota` is m of the first window, `quota_max` its maximum as a share of K, `alphas` are α₁ and α₂ ≥ 0.
     """
 
     def __init__(

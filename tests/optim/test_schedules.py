@@ -1,7 +1,6 @@
 import math
 
 import pytest
-from scipy.integrate import quad
 
 from sam_bench.configuration import CONF
 from sam_bench.schedules import Constant, Linear, Piecewise, Trigonometric
@@ -27,12 +26,6 @@ def test_every_family_has_an_example():
 @pytest.mark.parametrize("p", EXAMPLES, ids=str)
 def test_stays_within_the_unit_interval(p):
     assert all(0 <= p(s) <= 1 for s in GRID)
-
-
-@pytest.mark.parametrize("p", EXAMPLES, ids=str)
-def test_mean_is_the_integral(p):
-    points = [p.b] if isinstance(p, Piecewise) else None
-    assert p.mean == pytest.approx(quad(p, 0, 1, points=points)[0], abs=1e-9)
 
 
 def test_values():
