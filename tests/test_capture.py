@@ -5,6 +5,8 @@ very tensors and numbers that it was given, and plays them again. So whatever a 
 its device part is frozen in it, as in a graph.
 """
 
+import gc
+import weakref
 from collections import Counter
 from contextlib import nullcontext
 
@@ -14,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sam_bench.capture import WARM_UP, CapturedStep, cuda_graph, is_capturable
+from sam_bench.errors import SettingError
 from sam_bench.machine import wait_for
 from sam_bench.optim import GRST, SAM, Descent
+from sam_bench.optim.seeding import derived_seed
 from sam_bench.run import Run
 from sam_bench.schedules import Linear
 from sam_bench.testing.problem import TOTAL, problem, same, weights
@@ -237,3 +241,108 @@ def test_nothing_waits_in_100_steps(captured):
                 one.step(step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_number_of_a_group_that_changes_is_captured_anew(device):
+    """A capture would freeze it: here ρ, under a scheduler of the user's."""
+    p = problem(device)
+    q = p.copy()
+    optimizers = [SAM(fused_sgd(each.model), model=each.model) for each in (p, q)]
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device=device)
+    with side_stream(device):
+        captured = CapturedStep(
+            optimizers[1], lambda: (optimizers[1].update(q.closure(optimizers[1])),), recorder(device)
+        )
+        for t in range(3 * WARM_UP + 6):
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["rho"] = 0.05 if t < WARM_UP + 3 else 0.3
+            optimizers[0].step(p.closure(optimizers[0]))
+            captured()
+        assert same(weights(p), weights(q))
+    assert len(captured.recorded) == 2
+
+
+class Failing:
+    """A capture that fails after it has counted and drawn."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, work):
+        self.calls += 1
+        torch.rand(3)
+        work.__self__.optimizer.counts["propagations"] += 99
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+def run_of(arguments, device, record=None, required=False):
+    one = Run(settings(*TINY, *arguments), device)
+    for group in one.optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"], device=device)
+    one.prepare(False, False, 0.0)
+    if record:
+        one.captured = CapturedStep(one.optimizer, one.work, record, required=required)
+    one.start()
+    for step in range(one.steps_per_epoch):
+        one.step(step)
+    return one
+
+
+DROPOUT = ["model=timm", "model.architecture=test_vit", "+model.kwargs.drop_rate=0.3", "+model.kwargs.patch_size=4"]
+
+
+def test_a_capture_that_fails_is_quoted_once_and_training_continues():
+    """With the counts and random numbers that it would have had."""
+    cpu, failing = torch.device("cpu"), Failing()
+    with pytest.warns(
+        UserWarning, match="steps run eagerly, .*: operation not permitted when stream is capturing"
+    ) as seen:
+        one = run_of(["optimizer=sam", *DROPOUT], cpu, failing)
+    other = run_of(["optimizer=sam", *DROPOUT], cpu)
+    assert len([w for w in seen if "eagerly" in str(w.message)]) == failing.calls == 1
+    assert one.optimizer.counts == other.optimizer.counts
+    assert same(one.model.state_dict().values(), other.model.state_dict().values())
+    assert not one.captured.recorded
+
+
+def test_a_capture_that_fails_and_was_asked_for_is_an_error():
+    with pytest.raises(SettingError, match=r"trainer.cuda_graphs=true: .* \(operation not permitted .*\); choose auto"):
+        run_of(["optimizer=sam"], torch.device("cpu"), Failing(), required=True)
+
+
+def test_a_finished_run_does_not_wait_for_the_garbage_collector(tmp_path):
+    """Graphs of a sweep would pile up: the captured step refers to the run, which refers to it."""
+    chosen = settings(*TINY, "trainer.epochs=1", f"runs={tmp_path}")
+    gc.collect()
+    gc.disable()
+    try:
+        one = Run(chosen, torch.device("cpu"))
+        alive = weakref.ref(one.model)
+        with one.folder():
+            one.prepare(False, False, 0.0)
+            one.captured = CapturedStep(one.optimizer, one.work, record)
+            one.start()
+            for step in range(one.steps_per_epoch):
+                one.step(step)
+            one.end(1.0, 1, 0)
+            one.finish()
+            one.release()
+        del one
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_a_step_seeds_the_generators_in_use_as_manual_seed_would(monkeypatch):
+    one = Run(settings(*TINY), torch.device("cpu"))
+    one.prepare(False, False, 0.0)
+    one.start()
+    seeded = []
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeded.append(seed))
+    one.step(3)
+    assert seeded == []
+    monkeypatch.undo()
+    drawn = torch.get_rng_state()
+    torch.manual_seed(derived_seed("dropout", 0, 3))
+    assert torch.equal(drawn, torch.get_rng_state())

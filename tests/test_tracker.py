@@ -2,12 +2,15 @@
 
 import json
 import struct
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
 import wandb as library
 from wandb.proto import wandb_internal_pb2
 
+from sam_bench import results
 from sam_bench.tracker import Tracker
 from tests.command import TINY, settings
 
@@ -122,3 +125,22 @@ def test_a_tracker_that_fails_later_is_said_once_and_finished(command, wandb, mo
     tracker.finish({"test_accuracy": 1.0})
     assert broken.finished
     assert capfd.readouterr().err.count("warning: logger=wandb: gone") == 1
+
+
+def test_a_result_needs_no_wandb(command, monkeypatch):
+    """Where it is not installed, the result leaves its version out."""
+
+    def version(name):
+        if name == "wandb":
+            raise PackageNotFoundError(name)
+        return metadata.version(name)
+
+    monkeypatch.setattr(results, "version", version)
+    results.versions.cache_clear()
+    status, _, err = command(*TINY, "logger=none", "trainer.epochs=1")
+    results.versions.cache_clear()
+    assert status == 0, err
+    (folder,) = command.folders()
+    versions = json.loads((folder / "result.json").read_text())["versions"]
+    assert "wandb" not in versions
+    assert "torch" in versions

@@ -70,7 +70,9 @@ class Descent(Optimizer):
             own = inspect.signature(cls.__init__).parameters
             name = next((a.__name__ for a in args if isinstance(a, type)), "SGD")
             of_base = [f"{k}={v}" for k, v in kwargs.items() if k not in own] or ["lr=0.1"]
-            of_method = [f"{k}={v}" for k, v in kwargs.items() if k in own and isinstance(v, int | float)]
+            of_method = [
+                f"{k}={v}" for k, v in kwargs.items() if k in own and k != "base" and isinstance(v, int | float)
+            ]
             line = ", ".join([f"torch.optim.{name}(model.parameters(), {', '.join(of_base)})", *of_method])
             raise TypeError(
                 f"Invalid base: {type(base).__name__} (a ready optimizer: {cls.__name__}({line}, model=model))"

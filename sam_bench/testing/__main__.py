@@ -15,7 +15,12 @@ from sam_bench.testing.problem import of_training
 
 def factory_of(target: Any) -> Any:
     """A factory for a class whose constructor takes a base optimizer; anything else is a factory already."""
-    parameters = inspect.signature(target).parameters
+    parameters: set[str] = set()
+    for each in target.__mro__ if isinstance(target, type) else ():
+        own = inspect.signature(each.__init__).parameters
+        parameters |= own.keys()
+        if all(p.kind != p.VAR_KEYWORD for p in own.values()):  # otherwise the next class has the rest
+            break
     if "base" not in parameters:
         return target
 
