@@ -1,17 +1,21 @@
 # make demo: set up and train RST. make test: set up, lint, type-check and test. make bench: the speed tables.
-# All need Python 3.11 or newer.
+# make docs: the catalogue of methods. All need Python 3.11 or newer.
 PYTHON ?= python3
 DEVICE ?= cpu
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench bench-cpu bench-cuda setup lock clean
+.PHONY: demo test docs lint bench bench-cpu bench-cuda setup lock clean
 
 demo: $(READY)
 	$(BIN)/python -m sam_bench optimizer=rst schedule=linear
 
+# one process per core; threads of several processes would wait for each other
 test: lint
-	SAM_BENCH_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 SAM_BENCH_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest -n auto --dist worksteal
+
+docs: $(READY)
+	$(BIN)/python -m sam_bench.catalogue > docs/methods.md
 
 # speed tables and plots: about twenty minutes on two CPU cores
 RESULTS ?= bench/$(DEVICE)

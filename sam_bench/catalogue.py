@@ -1,4 +1,10 @@
-"""python -m sam_bench.catalogue: every method as a Markdown table, from its class and its file in conf/optimizer/."""
+"""The methods: `make docs` writes this page from the classes and the files in `conf/optimizer/`.
+
+A propagation is a forward and a backward pass of the whole batch; a part of it counts as its share, and a forward pass
+alone costs about a third of one. Memory is what a method keeps beside weights, gradients and the state of its base, in
+copies of the weights. State is what a checkpoint holds of it. A method that looks at single samples needs a closure that
+tells them apart. A method under RST takes part in a schedule: `optimizer=rst optimizer/inner=NAME`.
+"""
 
 from itertools import takewhile
 from typing import Any
@@ -60,8 +66,8 @@ def row(name: str) -> str:
 
 
 def catalogue() -> str:
-    """The whole table."""
-    lines = [f"| {HEAD} |", "|" + " --- |" * len(HEAD.split(" | "))]
+    """The whole page."""
+    lines = [f"# {__doc__}", f"| {HEAD} |", "|" + " --- |" * len(HEAD.split(" | "))]
     return "\n".join([*lines, *map(row, optimizer_files(CONF))])
 
 
