@@ -2,8 +2,8 @@
 
 A propagation is a forward and a backward pass of the whole batch; a part of it counts as its share, and a forward pass
 alone costs about a third of one. Memory is what a method keeps beside weights, gradients and the state of its base, in
-copies of the weights. State is what a checkpoint holds of it. A method that looks at single samples needs a closure that
-tells them apart. A method under RST takes part in a schedule: `optimizer=rst optimizer/inner=NAME`.
+copies of the weights. State is what a checkpoint holds of it. A method that looks at single samples needs a closure
+that gives them. A method under RST takes part in a schedule: `optimizer=rst optimizer/inner=NAME`.
 """
 
 from itertools import takewhile

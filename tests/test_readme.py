@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from sam_bench.methods import catalogue
 
 from benchmarks import plot
-from sam_bench import report
+from sam_bench import catalogue, report
 from tests.command import settings
+from tests.optim.methods import NAMES
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
