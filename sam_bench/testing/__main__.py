@@ -17,7 +17,7 @@ def factory_of(target: Any) -> Any:
     """A factory for a class whose constructor takes a base optimizer; anything else is a factory already."""
     parameters: set[str] = set()
     for each in target.__mro__ if isinstance(target, type) else ():
-        own = inspect.signature(each.__init__).parameters
+        own = inspect.signature(each.__init__).parameters  # type: ignore[misc]
         parameters |= own.keys()
         if all(p.kind != p.VAR_KEYWORD for p in own.values()):  # otherwise the next class has the rest
             break

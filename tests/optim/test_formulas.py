@@ -155,7 +155,7 @@ def test_rst(p):
         ({"weight": 0.7}, lambda p: 0.7 / p),
         ({"weight": 5.0, "gamma_max": 3.0}, lambda p: 3.0),
     ],
-    ids=str,
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
 )
 def test_grst(p, settings, gamma_at, unit_norm):
     def direction(net, t, b):
