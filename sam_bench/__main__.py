@@ -42,7 +42,7 @@ def run(config: DictConfig) -> float | None:
         print(f"error: {error}", file=sys.stderr)
         if HydraConfig.get().mode == RunMode.RUN:
             sys.exit(2)
-        _failures.append(str(error))  # the other runs of a sweep go on
+        _failures.append(str(error))  # the other runs of a sweep continue
         return None
 
 

@@ -36,9 +36,7 @@ def call(where: str, settings: Target, *args: Any, **offered: Any) -> Any:
         in_epochs = setting not in takes and setting.endswith("_epochs") and steps in takes
         name = steps if in_epochs else setting
         if name in offered or (name not in takes and not takes_any):
-            raise SettingError(
-                f"{where}.{setting}: {settings.name} has no such setting{what_it_has(settings, takes, offered)}"
-            )
+            raise SettingError(f"{where}.{setting}: {no_such_setting(settings, setting, takes, offered)}")
         if isinstance(value, dict) and "_target_" in value:
             value = Target.model_validate({"name": setting, **value})
         if isinstance(value, Target):
@@ -106,12 +104,14 @@ def check_type(where: str, value: Any, hint: Any) -> None:
         return
 
 
-def what_it_has(settings: Target, takes: Iterable[str], offered: dict[str, Any]) -> str:
-    """What to add to the answer to an unknown setting."""
+def no_such_setting(settings: Target, setting: str, takes: Iterable[str], offered: dict[str, Any]) -> str:
+    """The answer to an unknown setting: those that there are."""
     names = {name.removesuffix("_steps") + "_epochs" if name.endswith("_steps") else name for name in takes}
     known = names - set(offered) - {"base", "inner", "params", "total_epochs"}
     ordered = [name for name in settings.arguments if name in known] + sorted(known - set(settings.arguments))
-    return f"; it has {', '.join(ordered) or 'none of its own'}"
+    inner = getattr(settings, "inner", None)
+    hint = f"; optimizer.inner.{setting} is that of {inner.name}" if inner and setting in inner.arguments else ""
+    return f"{settings.name} has no such setting; it has {', '.join(ordered) or 'none of its own'}{hint}"
 
 
 # ------------------------------------------------------------------------------------- optimizer, model, data set
@@ -119,7 +119,7 @@ def what_it_has(settings: Target, takes: Iterable[str], offered: dict[str, Any])
 
 @dataclass(frozen=True)
 class Training:
-    """What a method may ask to know about the training: its constructor has parameters of these names."""
+    """What a method can know about the training: its constructor receives each field that it has a parameter for."""
 
     model: nn.Module
     total_steps: int
@@ -140,8 +140,8 @@ class Training:
         takes, _ = parameters_of(locate(where, settings.target))
         if "train_size" in takes and self.train_size is None:
             raise SettingError(
-                f"{where.replace('.', '/')}={settings.name}: keeps something of each training image, and this data set "
-                "does not say which ones a batch has; choose dataset=digits, cifar10 or cifar100"
+                f"{where.replace('.', '/')}={settings.name}: needs the index of each training image, and this data set "
+                "does not provide it; choose dataset=digits, cifar10 or cifar100"
             )
         method = call(where, settings, around, **vars(self))
         if not isinstance(method, Descent):
@@ -156,17 +156,9 @@ def create_optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]], 
     """
     takes, _ = parameters_of(locate("optimizer", settings.target))
     if settings.inner and "inner" not in takes:
-        raise SettingError(f"optimizer.inner: {settings.name} has no such setting{what_it_has(settings, takes, {})}")
+        raise SettingError(f"optimizer.inner: {no_such_setting(settings, 'inner', takes, vars(training))}")
     if not settings.inner and "inner" in takes:
-        raise SettingError(f"optimizer={settings.name}: needs a method to schedule, as +optimizer/inner=sam")
-    if settings.inner:
-        for name in settings.arguments:
-            if name in settings.inner.arguments and name not in takes:
-                has = what_it_has(settings, takes, vars(training))
-                raise SettingError(
-                    f"optimizer.{name}: {settings.name} has no such setting{has}; "
-                    f"optimizer.inner.{name} is that of {settings.inner.name}"
-                )
+        raise SettingError(f"optimizer={settings.name}: needs an inner method, such as +optimizer/inner=sam")
     base = call("optimizer.base", settings.base, groups)
     if not isinstance(base, torch.optim.Optimizer):
         raise SettingError(f"optimizer.base._target_={settings.base.target}: is not a torch.optim.Optimizer")

@@ -42,7 +42,7 @@ class CapturedStep:
         base._warned_capturable_if_run_uncaptured = True  # torch warns during the eager first steps
         for group in optimizer.param_groups:
             device = group["params"][0].device
-            # a captured step reads numbers from where they lie: schedulers write into this tensor
+            # a captured step always reads this tensor, so schedulers write into it
             group["lr"] = torch.as_tensor(float(group["lr"]), dtype=torch.float32).to(device)
             if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
@@ -118,7 +118,7 @@ def cuda_graph(stream: torch.cuda.Stream) -> Record:
         was_enabled = gc.isenabled()
         gc.disable()  # what it frees may call CUDA, which ends a capture
         try:
-            # thread_local: the threads of a loader and of a checkpoint go on meanwhile
+            # thread_local: loader and checkpoint threads continue during a capture
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 result = work()
         finally:

@@ -1,9 +1,9 @@
 """The methods: `make docs` writes this page from the classes and the files in `conf/optimizer/`.
 
-A propagation is a forward and a backward pass of the whole batch; a part of it counts as its share, and a forward pass
-alone costs about a third of one. Memory is what a method keeps beside weights, gradients and the state of its base, in
-copies of the weights. State is what a checkpoint holds of it. A method that looks at single samples needs a closure
-that gives them. A method under RST takes part in a schedule: `optimizer=rst optimizer/inner=NAME`.
+A propagation is one forward and backward pass over the whole batch. A pass over a share of the batch counts as that
+share. A forward pass without backward costs about a third. Memory is what a method keeps in addition to the weights,
+the gradients and the base optimizer's state, in copies of the weights. State is what it adds to a checkpoint. "Single
+samples": the method needs a `SampleClosure`. "Under RST": RST can wrap it, `optimizer=rst optimizer/inner=NAME`.
 """
 
 from itertools import takewhile

@@ -27,7 +27,7 @@ def save(path: Path, config_hash: str, seed: int, state: dict[str, Any]) -> None
 def load(path: Path, config_hash: str, seed: int) -> dict[str, Any] | None:
     """The checkpoint at `path`, on the CPU, or None if there is none.
 
-    Raises a SettingError if it is torn, or another run's.
+    Raises a SettingError if it is corrupt or belongs to another run.
     """
     if not path.exists():
         return None
@@ -35,15 +35,15 @@ def load(path: Path, config_hash: str, seed: int) -> dict[str, Any] | None:
         # on the CPU, from where each `load_state_dict` moves what belongs elsewhere: step counters mostly do not
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise SettingError(f"{path}: cannot be read, it is torn or no checkpoint; delete it to start anew") from error
+        raise SettingError(f"{path}: cannot be read (corrupt or not a checkpoint); delete it to start over") from error
     whose = tuple(state.get(key) for key in ("format", "config_hash", "seed")) if isinstance(state, dict) else None
     if whose != (FORMAT, config_hash, seed):
-        raise SettingError(f"{path}: is the checkpoint of another run ({whose}); delete it to start anew")
+        raise SettingError(f"{path}: is the checkpoint of another run ({whose}); delete it to start over")
     return state
 
 
 class Checkpoints:
-    """The checkpoints of one run, written by a thread of its own while training goes on.
+    """The checkpoints of one run, written by a separate thread while training continues.
 
     Args:
         write: writes a state, see `save`.

@@ -34,7 +34,7 @@ def is_scheduled(settings: dict[str, Any]) -> bool:
 def store_inner_methods(conf: Path) -> None:
     """Make `optimizer/inner=NAME` the settings of conf/optimizer/NAME.yaml without its base, so one file serves both.
 
-    Left out are methods that wrap another one, base optimizers alone, and methods that are about their base.
+    Excluded: methods that wrap another method, plain base optimizers, and methods that configure their base.
     """
     for name, settings in optimizer_files(conf).items():
         is_base_alone = settings.get("_target_", "").endswith(".Descent")

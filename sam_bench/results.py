@@ -29,7 +29,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingError(f"{path}: is no result ({error!r}); delete it to train again") from error
+        raise SettingError(f"{path}: is not a valid result ({error!r}); delete it to train again") from error
     return result
 
 
@@ -84,7 +84,7 @@ def by_other_code(result: dict[str, Any]) -> str:
     then, now = result.get("git_commit"), git_commit()
     if then == now and not str(now).endswith("-dirty"):
         return ""
-    return f" by the code of {then or 'no commit'}, and this is {now or 'none'}; runs=FOLDER trains it again elsewhere"
+    return f" at commit {then or 'unknown'}, now {now or 'unknown'}; to train it again, set another runs=FOLDER"
 
 
 def table(result: dict[str, Any]) -> str:

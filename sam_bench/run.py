@@ -75,7 +75,7 @@ class Run:
             self.scheduler.load_state_dict(last["scheduler"])
             results.write_metrics(self.settings.folder, last["rows"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise SettingError(f"{path}: does not fit this run ({error!r:.200}); delete it to start anew") from error
+            raise SettingError(f"{path}: does not fit this run ({error!r:.200}); delete it to start over") from error
         self.rows, self.epoch = last["rows"], len(last["rows"])
         print(f"seed {self.settings.seed} continues after epoch {self.epoch} of {self.settings.trainer.epochs}")
 
@@ -91,13 +91,13 @@ class Run:
             self.captured = CapturedStep(self.optimizer, self.work, cuda_graph(self.stream), required=required)
 
     def release(self) -> None:
-        """Give back what the steps needed: graphs and their memory would otherwise wait for the garbage collector."""
+        """Free the captured graphs now; otherwise their memory is held until the garbage collector runs."""
         self.captured = None  # it refers to `work`, and so to this run
         vars(self.optimizer).pop("step", None)  # the scheduler's wrapper, which refers to the optimizer
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:
-        """Within: this run's own CUDA stream and state of the device's random number generator.
+        """Context manager: use this run's own CUDA stream and random number generator state.
 
         A graph reads its seed from the generator state that it was captured with. Graphs of several seeds that run at
         once must not share one.
@@ -227,7 +227,7 @@ class Run:
 
     @contextmanager
     def folder(self) -> Iterator[None]:
-        """Within: the run folder exists and is locked, and checkpoints and tracker are open.
+        """Context manager: the run folder exists and is locked, and checkpoints and tracker are open.
 
         Raises a SettingError if the folder cannot be made, has no space, or another process holds it.
         """
@@ -243,7 +243,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise SettingError(f"runs={folder}: another process trains this very run") from error
+            raise SettingError(f"runs={folder}: another process is already training this run") from error
         except OSError as error:
             raise SettingError(f"runs={folder}: {error.strerror}") from error
         try:
@@ -268,7 +268,7 @@ class Run:
 
 
 def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -> tuple[Descent, BatchClosure]:
-    """The optimizer, with gradient clipping, and the closure, with a weight decay that belongs into the loss."""
+    """The optimizer, with gradient clipping, and the closure, with the weight decay if it is part of the loss."""
     trainer, wanted = settings.trainer, settings.optimizer
     if trainer.channels_last:
         model.to(memory_format=torch.channels_last)

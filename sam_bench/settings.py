@@ -30,8 +30,8 @@ from sam_bench.errors import SettingError, reason
 
 # settings without a default
 EXAMPLES = {
-    "optimizer.base.opt": "lamb (timm.optim.list_optimizers() has all)",
-    "model.architecture": "convnext_atto (timm.list_models() has all)",
+    "optimizer.base.opt": "lamb (see timm.optim.list_optimizers())",
+    "model.architecture": "convnext_atto (see timm.list_models())",
 }
 
 
@@ -118,7 +118,7 @@ class TrainerSettings(Strict):
     @classmethod
     def _no_fp16(cls, value: Any) -> Any:
         if value in ("fp16", "16", 16, "float16", "half"):
-            raise ValueError("fp16 needs a gradient scaler, which does not work with closures: 'bf16' or 'fp32'")
+            raise ValueError("fp16 needs a gradient scaler, which does not support closures; choose 'bf16' or 'fp32'")
         return value
 
     @field_validator("device")
@@ -178,7 +178,7 @@ class Settings(Strict):
         unresolved = OmegaConf.to_container(config, resolve=False)  # a name may refer to a setting that is missing
         if missing := sorted(name for name, value in leaves(unresolved) if value == "???"):
             example = EXAMPLES.get(missing[0], "VALUE")
-            raise SettingError(f"{missing[0]}: has no default; give it, as {missing[0]}={example}")
+            raise SettingError(f"{missing[0]}: has no default; set it, for example {missing[0]}={example}")
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
         except OmegaConfBaseException as error:
@@ -216,7 +216,7 @@ class Settings(Strict):
         return self.model_dump(mode="json", by_alias=True)
 
     def identity(self) -> dict[str, Any]:
-        """What defines a run up to its seed: not where data and results lie, nor how it is watched."""
+        """What defines a run except its seed: not locations, logging or settings that do not affect its result."""
         identity = self.dump()
         for elsewhere in ("seed", "runs", "logger"):
             del identity[elsewhere]
@@ -267,7 +267,7 @@ def _name(values: dict[str, Any], group: str, choices: Mapping[str, Any]) -> Non
         return
     if not isinstance(chosen, dict) or "_target_" not in chosen:
         file = group.replace(".", "/")
-        raise SettingError(f"{group}={chosen}: should be settings with a _target_; choose a file by {file}=NAME")
+        raise SettingError(f"{group}={chosen}: should be a group with a _target_; choose a file with {file}=NAME")
     of_class = str(chosen["_target_"]).rpartition(".")[2].lower()
     chosen.setdefault("name", of_class if key == "schedule" else choices.get(group.replace(".", "/"), of_class))
 

@@ -10,7 +10,7 @@ from sam_bench.settings import Settings
 
 
 class Tracker:
-    """A W&B run, or none. If W&B fails, it is named once and then left out."""
+    """A W&B run, or none. If W&B fails, one warning is printed and logging stops."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.run: Any = None

@@ -16,7 +16,7 @@ from sam_bench.optim import RST, BatchClosure
 from sam_bench.run import Run, evaluate
 from sam_bench.settings import Settings
 
-COMPILE_FLOPS = 3e16  # of a training that wins its compilation back on a GPU, by estimate
+COMPILE_FLOPS = 3e16  # estimated FLOPs of a training above which compiling pays off on a GPU
 
 
 def train(seeds: list[Settings]) -> list[dict[str, Any]]:
@@ -94,9 +94,9 @@ def should_capture(settings: Settings, run: Run) -> bool:
     possible = run.device.type == "cuda" and is_capturable(run.optimizer)
     if wanted is True and not possible:
         method = method_name(settings)
-        why = f"there are none on {run.device}"
+        why = f"CUDA graphs need a CUDA device, not {run.device}"
         if run.device.type == "cuda":
-            why = f"{base if run.optimizer.capturable else method} decides on the host from step to step"
+            why = f"{base if run.optimizer.capturable else method} cannot be captured"
         raise SettingError(f"trainer.cuda_graphs=true: {why}; choose auto or false")
     return possible and wanted is not False
 
@@ -173,7 +173,7 @@ def should_compile(settings: Settings, run: Run, probe: BatchClosure, cost: floa
     if not run.optimizer.compilable:
         if wanted is True:
             raise SettingError(
-                f"trainer.compile=true: {method_name(settings)} changes its backward; choose auto or false"
+                f"trainer.compile=true: {method_name(settings)} changes the backward pass; choose auto or false"
             )
         return False
     if wanted != "auto":

@@ -257,5 +257,5 @@ def test_a_method_that_remembers_images_needs_to_know_them(image_folder, command
     arguments = ["dataset=imagefolder", f"dataset.root={image_folder}", "dataset.workers=0", "dataset.image_size=32"]
     status, _, err = command(*arguments, *optimizer, "logger=none", "trainer.batch_size=8")
     assert status == 2
-    assert re.match(r"error: optimizer(/inner)?=\w+: keeps something of each training image.* choose dataset=", err)
+    assert re.match(r"error: optimizer(/inner)?=\w+: needs the index of each training image.* choose dataset=", err)
     assert not command.runs.exists()

@@ -54,7 +54,7 @@ def test_any_name_of_timm_and_its_arguments():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=timm", "model.architecture=wide_resnet50"], "near names: .*wide_resnet50_2"),
+        (["model=timm", "model.architecture=wide_resnet50"], "close matches: .*wide_resnet50_2"),
         (["model=wrn28_10", "+model.dropout=1"], "model.dropout: wrn28_10 has no such setting; it has none of its own"),
         (["model=wrn28_10", "+model.num_classes=5"], "model.num_classes: wrn28_10 has no such setting"),
         (["model=vit_tiny", "+model.depth=1"], "model=vit_tiny: .* multiple values for keyword argument 'depth'"),

@@ -25,7 +25,7 @@ def project(tmp_path) -> Path:
 
 
 def python(project: Path, *arguments: str, status: int = 0) -> str:
-    environment = {"PYTHONPATH": str(REPOSITORY)}
+    environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=project, capture_output=True, text=True, env=environment)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -55,7 +55,7 @@ class ImageFolder:
         for part in ("train", "val"):
             folder = root / part
             if not folder.is_dir():
-                raise SettingError(f"dataset.root={root}: it needs a folder {part}/ of class folders")
+                raise SettingError(f"dataset.root={root}: needs a folder {part}/ that contains class folders")
             try:
                 images[part] = ImageDataset(str(folder))
             except RuntimeError as error:  # no image in it
@@ -63,7 +63,7 @@ class ImageFolder:
         train, val = (images[part].reader for part in ("train", "val"))
         if train.class_to_idx != val.class_to_idx:
             odd = sorted(set(train.class_to_idx) ^ set(val.class_to_idx))
-            raise SettingError(f"dataset.root={root}: in only one of train/ and val/: {', '.join(odd[:5])}")
+            raise SettingError(f"dataset.root={root}: classes in only one of train/ and val/: {', '.join(odd[:5])}")
         labels = torch.tensor([label for _, label in train.samples])
         train.samples = [train.samples[i] for i in balanced_subset(labels, subset).tolist()]
         check_batch(batch_size, len(train.samples))

@@ -24,7 +24,7 @@ class Augmentation:
     subset: int | None = (
         None  # how many of the training images, class-balanced, the same ones for every seed; None: all
     )
-    padding: int = 0  # zeros around the image out of which a random crop of its size is taken
+    padding: int = 0  # zero padding on each side before a random crop of the original size
     flip: bool = False  # left and right, at random
     cutout: int = 0  # side of a square hole at a random place
 
@@ -37,7 +37,7 @@ class Augmentation:
 
 
 class Resident(NamedTuple):
-    """The same on the device, shared by all seeds: the chosen training images, padded once, so that a crop is a read.
+    """The arrays on the device, shared by all seeds. The chosen training images are padded once; a crop only reads.
 
     `mean` and `inverse_std` are those of each channel of the chosen training images.
     """

@@ -9,7 +9,7 @@ Deng, Pang, Zhang, Wang: Asymptotic Unbiased Sample Sampling to Speed Up Sharpne
     θ ← base step from θ along ∇L_S(θ + ε)
 
 In the first epochs S = B. Until example i has been measured, a_i = 1.
-Deviations: the ramp moves every step, theirs every epoch. Where all a_i are equal, so are the s_i (theirs divide by 0).
+Deviations: the ramp moves every step, theirs every epoch. If all a_i are equal, so are the s_i (theirs divide by 0).
 As in their code, the drawn losses are not re-weighted. With `ascent_share` < 1 the first pass sees that share of S, in
 the order of the draw, and a_i moves for those. The draw of step t follows from (seed, t).
 """

@@ -40,9 +40,9 @@ def require_number(
 
 
 def require_integer(name: str, value: Any, low: int) -> None:
-    """Raise an ArgumentError unless the value is an integer from `low` on."""
+    """Raise an ArgumentError unless the value is an integer of at least `low`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ArgumentError(name, value, f"an integer from {low} on")
+        raise ArgumentError(name, value, f"an integer of at least {low}")
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:

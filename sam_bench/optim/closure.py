@@ -1,4 +1,4 @@
-"""Closures: what `step` calls for each pass, and the one that also gives single samples."""
+"""Closures: what `step` calls for each pass, and the one that also gives per-sample losses."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext

@@ -47,7 +47,7 @@ class Descent(Optimizer):
     # What the catalogue prints and the contract test measures.
     paper = ""
     cost = "1"  # propagations per step, and extra forward passes
-    memory_copies: int = 0  # copies of the weights kept beside weights, gradients and the state of the base
+    memory_copies: int = 0  # copies of the weights kept in addition to weights, gradients and the state of the base
     state_copies: int = 0  # how many of those copies a checkpoint holds
     state_contents = ""  # what a checkpoint holds for the method, in words
     state_names: tuple[str, ...] = ()  # attributes that are part of the state: plain numbers and tensors
@@ -55,7 +55,7 @@ class Descent(Optimizer):
 
     samplewise: bool = False  # needs a SampleClosure
     whole_first_pass: bool = True  # the first pass is at θ and over the whole batch
-    unschedulable = "it has no second pass that a coin could save"  # why RST cannot wrap it; empty if it can
+    unschedulable = "it has no second pass to skip"  # why RST cannot wrap it; empty if it can
     capturable: bool = True  # steps of one variant run the same device operations, whatever their results
     compilable: bool = True  # one compilation of the closure serves all passes
     wraps_methods = False  # takes another method as its base
@@ -131,7 +131,7 @@ class Descent(Optimizer):
 
     @property
     def variant(self) -> Hashable:
-        """Which of its steps the one begun is. Steps of one variant have the same work for the device."""
+        """The variant of the current step. All steps of one variant do the same work on the device."""
         return None
 
     @torch.no_grad()
@@ -185,7 +185,7 @@ class Descent(Optimizer):
         return self.samples(closure).evaluate(selection, model)
 
     def share_of(self, closure: Closure, selection: Selection | None) -> float:
-        """The share of the batch that a selection of it is."""
+        """The share of the batch that the selection covers."""
         if selection is None:
             return 1.0
         size = self.samples(closure).size
@@ -195,8 +195,8 @@ class Descent(Optimizer):
         """The closure, if it can tell samples apart; otherwise raises a TypeError."""
         if not isinstance(closure, SampleClosure):
             raise TypeError(
-                f"Invalid closure: {type(self).__name__} looks at single samples, which a plain function does not give "
-                "(sam_bench.optim.BatchClosure, or any other SampleClosure)"
+                f"Invalid closure: {type(self).__name__} needs per-sample losses, which a plain function does not give "
+                "(use sam_bench.optim.BatchClosure or another SampleClosure)"
             )
         return closure
 
@@ -223,8 +223,8 @@ class Descent(Optimizer):
 
     def _refuse_scaler(self, _: Any = None) -> NoReturn:
         raise RuntimeError(
-            f"{type(self).__name__}.step: GradScaler would scale all passes but unscale none (bf16 autocast, which "
-            "needs no scaler)"
+            f"{type(self).__name__}.step: GradScaler would scale every pass and unscale none; use bf16 autocast, which "
+            "needs no scaler"
         )
 
     found_inf = property(fset=_refuse_scaler)
@@ -232,7 +232,7 @@ class Descent(Optimizer):
 
     @contextmanager
     def frozen_batch_norm(self) -> Iterator[None]:
-        """Within: BatchNorm layers do not update their running statistics.
+        """Context manager: BatchNorm layers do not update their running statistics.
 
         They normalize by the batch either way. Setting `track_running_stats`, unlike momentum=0, also keeps
         `num_batches_tracked`.
@@ -248,7 +248,7 @@ class Descent(Optimizer):
 
     @contextmanager
     def offset_by(self, params: list[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
-        """Within: weights θ + ε. Afterwards, also after an error: θ, bit for bit.
+        """Context manager: the weights are θ + ε. Afterwards, even after an error, they are θ, bit for bit.
 
         θ is copied back, since (θ + ε) - ε is not θ in floating point.
         """
@@ -268,7 +268,7 @@ class Descent(Optimizer):
 
     @contextmanager
     def perturbed(self, params: list[Tensor], epsilon: list[Tensor]) -> Iterator[None]:
-        """Within: weights θ + ε and frozen BatchNorm statistics. Afterwards, also after an error: θ, bit for bit."""
+        """Context manager: weights θ + ε, frozen BatchNorm. Afterwards, even after an error: θ, bit for bit."""
         offset = self.offset_by(params, epsilon)
         del epsilon
         with offset, self.frozen_batch_norm():
@@ -330,7 +330,7 @@ class Descent(Optimizer):
 
     @property
     def extra_bytes(self) -> int:
-        """Bytes kept beside weights, gradients and the state of the base: buffers and the method's own state."""
+        """Bytes kept in addition to weights, gradients and base state: buffers and the method's own state."""
         kept = [t for each in (self._scratch, self._memory) for buffers in each.values() for t in buffers.values()]
         kept += [t for t in vars(self).values() if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in kept)
@@ -398,7 +398,7 @@ class Descent(Optimizer):
             state_dict = before(self, state_dict) or state_dict
         own = type(self).__name__
         if own not in state_dict:
-            raise ValueError(f"Invalid state_dict: not one of {own} (its keys: {', '.join(map(str, state_dict))})")
+            raise ValueError(f"Invalid state_dict: not saved by {own} (its keys: {', '.join(map(str, state_dict))})")
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != own})
         self.set_in_groups(**self.group_settings)
         self.load_own_state(state_dict[own])

@@ -65,7 +65,7 @@ class ESAM(SAM):
 
     def begin(self) -> None:
         """Toss a coin for each tensor."""
-        # with a purpose of its own: under RST, the coin of RST has fallen the same way in every step that gets here
+        # its own purpose: under RST, only steps with X = 1 get here, which would bias coins from RST's draws
         coins, params = random.Random(derived_seed("esam", self.seed, self.t)), self.params()
         self.skipped = [params[i] for i in self.reached if coins.random() >= self.beta]
         if self.skipped and len(self.skipped) == len(self.reached):

@@ -8,7 +8,7 @@ Li, Zhou, He, Cheng, Huang: Friendly Sharpness-Aware Minimization, arXiv 2403.12
     θ ← base step from θ along ∇L_B(θ + ε)
 
 Deviations: d uses m from before the step, as in the authors' code. The paper's text uses the new m, which for σ = 1
-gives the same direction. Under RST, m moves in sharpness-aware steps alone.
+gives the same direction. Under RST, m moves only in sharpness-aware steps.
 """
 
 from typing import Unpack

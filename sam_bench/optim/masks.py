@@ -61,7 +61,7 @@ def spread(units: Tensor, like: Tensor, pattern: str) -> Tensor:
 def n_of_m(scores: list[Tensor], n: int, m: int, dim: int = 1) -> list[Tensor]:
     """Masks with exactly n ones in every m consecutive weights along `dim`, at the highest scores.
 
-    A tensor without that dimension (biases, norms), or whose size along it m does not divide, has ones throughout.
+    A tensor without that dimension (biases, norms), or whose size along it is not divisible by m, gets all ones.
     """
     masks = []
     for s in scores:

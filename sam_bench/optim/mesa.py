@@ -45,7 +45,7 @@ class MESA(Descent):
     memory_copies = 1  # θ̄
     state_copies = 1
     state_contents = "the averaged model θ̄"
-    unschedulable = "it has one pass, so a coin could save none"
+    unschedulable = "it has only one pass"
     samplewise = True
 
     def __init__(

@@ -38,7 +38,7 @@ class MSAM(Descent):
     paper = "Becker et al., arXiv 2401.12033"
     memory_copies = 1  # θ
     whole_first_pass = False
-    unschedulable = "it has one pass, so a coin could save none"
+    unschedulable = "it has only one pass"
 
     def __init__(self, base: Optimizer, rho: float = 3.0, *, model: nn.Module | None = None) -> None:
         super().__init__(base, model=model)

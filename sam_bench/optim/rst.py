@@ -49,8 +49,8 @@ class RST(Descent):
     def __init__(
         self, inner: Descent, schedule: Schedule, total_steps: int, seed: int = 0, *, warmup_steps: int = 0
     ) -> None:
-        if why := inner.unschedulable if isinstance(inner, Descent) else "it is no method of this package":
-            allowed = f"a method that a coin can switch on and off, such as SAM; of this one, {why}"
+        if why := inner.unschedulable if isinstance(inner, Descent) else "it is not a method of this package":
+            allowed = f"a method whose second pass can be skipped, such as SAM; rejected: {why}"
             raise ArgumentError("inner", type(inner).__name__, allowed)
         if not callable(schedule):
             raise ArgumentError("schedule", schedule, "a function of t/T, such as Constant(0.5)")

@@ -39,7 +39,7 @@ class SAF(Descent):
     paper = "Du et al., arXiv 2205.14083"
     state_contents = "lag_epochs × examples × classes numbers"
     state_names = ("outputs", "recorded")
-    unschedulable = "it has one pass, so a coin could save none"
+    unschedulable = "it has only one pass"
     samplewise = True
 
     def __init__(

@@ -100,7 +100,7 @@ class SAM(Descent):
 
     @contextmanager
     def at_perturbed_weights(self) -> Iterator[None]:
-        """With g in `.grad`. Within: weights θ + ε, frozen BatchNorm statistics, no gradients."""
+        """Context manager, with g in `.grad`: weights θ + ε, frozen BatchNorm statistics, no gradients."""
         self.counts["sharpness_aware_steps"] += 1
         groups = [group for group in self.param_groups if self.is_perturbed(group)]
         params = [p for group in groups for p in group["params"] if p.grad is not None]

@@ -44,7 +44,7 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
 
 
 class SparseBackward(TorchFunctionMode):
-    """Within: linear layers and convolutions whose weight has a mask use the masked weight in their backward."""
+    """Context manager: linear layers and convolutions with a mask use the masked weight in their backward."""
 
     def __init__(self, masks: dict[Tensor, Tensor], form: str) -> None:
         super().__init__()

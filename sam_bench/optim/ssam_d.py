@@ -4,13 +4,13 @@ Mi et al., arXiv 2210.05177 and 2306.17504.
 
     at first m has ones at a random share 1 - s
     every update_steps steps, in period e of E:   f = (drop_rate/2)(1 + cos(πe/E))
-        drop the share f of the alive with the smallest |g|;  grow as many of the dead, at random
+        drop the share f of the alive weights with the smallest |g|;  grow equally many dead ones, at random
     ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ along ∇L_B(θ + ε)
 
 g is that of the step's first pass. What is drawn follows from (seed, period). Forms, patterns: see `ssam`.
-Deviations: those of `ssam`. As many grow as were dropped, and what was dropped grows again only if the others are too
-few, so the alive share stays (theirs falls). Under `tensor` and `channel` whole units are dropped, up to f of the alive
-elements, and those are grown that fit into the share. Under `n:m` each group keeps its n.
+Deviations: those of `ssam`. As many weights grow as were dropped. A dropped one grows again only if there are too few
+others. So the alive share is constant (theirs falls). With `tensor` and `channel`, whole units are dropped, up to f of
+the alive elements, and units that fit into the share grow. With `n:m`, each group keeps its n.
 """
 
 import math
@@ -35,9 +35,9 @@ class SSAMD(SSAM):
     Args:
         base, rho: see `SAM`.
         total_steps: T ≥ 1; E = T/update_steps.
-        drop_rate: share of the alive to drop at first, in [0, 1].
-        drop: drop the smallest `gradient`, `weight` or `random` number.
-        grow: grow the largest.
+        drop_rate: share of the alive weights to drop at first, in [0, 1].
+        drop: what to rank by; the smallest are dropped: `gradient`, `weight` or `random`.
+        grow: what to rank by; the largest grow: the same choices.
         further: see `SSAM`.
     """
 

@@ -124,7 +124,7 @@ class VSAM(SAM):
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """By the middle of the shares that the authors logged, 29 to 60 %, or the largest quota if that is less."""
+        """Uses the midpoint of the shares that the authors logged, 29 to 60 %, or the largest quota if that is less."""
         return 1 + min(0.45, self.window.m_max / self.window.K)
 
     def own_state(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which steps vSAM samples: windows of K steps, each with a quota that follows the PSF (arXiv 2403.08821).
 
-    A step is sampled with probability m/K until ⌊m⌋ of its window are, and always once as few steps are left as are
-    still lacking. From the sampled steps so far, a = ‖PSF‖ and b = ‖PSF‖/‖g‖:
+    A step is sampled with probability m/K until ⌊m⌋ steps of its window are sampled. If only as many steps are left as
+    are needed to reach ⌊m⌋, all of them are sampled. From the sampled steps so far, a = ‖PSF‖ and b = ‖PSF‖/‖g‖:
         v_i = mean variance of 5 blocks of the last K values of a up to the i-th, sorted
         r₁, r₂ = mean relative change between successive values of the last K b, of the last K v, clipped to [-1, 1]
     After each window m ← m(1 + α₁r₁ + α₂r₂), clipped to [1, quota_max·K].

@@ -210,7 +210,7 @@ def restores_theta_after_an_error(s: Subject) -> None:
 
 
 def resumes_exactly(s: Subject) -> None:
-    """10 steps, a checkpoint and 10 more give the bits of 20 undisturbed steps."""
+    """10 steps, a checkpoint and 10 more equal 20 uninterrupted steps, bit for bit."""
     p = problem(s.device)
     undisturbed, resumed = p.copy(), p.copy()
     whole: Any = s.factory(undisturbed.model)
@@ -280,17 +280,17 @@ def _a_copy_goes_on(s: Subject, copied: Callable[[Any], Any]) -> None:
     assert all(id(x) in theirs for g in twin.param_groups for x in g["params"]), "the copy has other parameters"
     s.run(p, optimizer, 5, first=5)
     s.run(q, twin, 5, first=5)
-    assert same(weights(p), weights(q)), "the copy goes on to other weights"
+    assert same(weights(p), weights(q)), "the copy continues with other weights"
     assert getattr(twin, "propagations", 0) == getattr(optimizer, "propagations", 0), "the copy counts otherwise"
 
 
 def survives_deepcopy(s: Subject) -> None:
-    """A deep copy of model and optimizer goes on to the same bits."""
+    """A deep copy of model and optimizer continues bit for bit."""
     _a_copy_goes_on(s, copy.deepcopy)
 
 
 def survives_pickling(s: Subject) -> None:
-    """A pickled model and optimizer go on to the same bits."""
+    """A pickled model and optimizer continue bit for bit."""
     _a_copy_goes_on(s, lambda pair: pickle.loads(pickle.dumps(pair)))
 
 
@@ -415,7 +415,7 @@ def refuses_accumulation_outside(s: Subject) -> None:
 
     s.step(both, closure)
     drift = max((a - b).abs().max().item() for a, b in zip(params_of(p.model), params_of(q.model), strict=True))
-    assert drift < 1e-6, f"it takes another step than that of the sum, by up to {drift:.1e}, and says nothing"
+    assert drift < 1e-6, f"without an error, its step differs from that of the sum by up to {drift:.1e}"
 
 
 def refuses_a_grad_scaler(s: Subject) -> None:
@@ -495,7 +495,7 @@ def works_under_autocast(s: Subject) -> None:
             with torch.autocast(s.device.type, dtype=torch.bfloat16) if around else nullcontext():
                 s.step(optimizer, p.closure(optimizer, t, bf16=not around))
         results.append(weights(p))
-    assert same(*results), "a second pass inside autocast is served θ in bf16 for θ + ε"
+    assert same(*results), "a second pass inside autocast uses the cached bf16 copy of θ, not θ + ε"
 
 
 def trains_bf16_weights(s: Subject) -> None:

@@ -38,7 +38,7 @@ class Operations(TorchDispatchMode):
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Within: nothing is noted."""
+        """Context manager: no operation is recorded."""
         self.paused += 1
         try:
             yield
@@ -85,7 +85,7 @@ def operations_around(optimizer: Any, closure: Any, steps: int) -> list[str]:
 def watch_steps(
     seen: Callable[[Optimizer], None], after: Callable[[Optimizer], None] = lambda _: None
 ) -> Iterator[None]:
-    """Within: each optimizer that steps is passed to `seen` before its step, and to `after` when it is done."""
+    """Context manager: pass each optimizer that steps to `seen` before its step and to `after` afterwards."""
     hooks = [
         register_optimizer_step_pre_hook(lambda optimizer, *_: seen(optimizer)),
         register_optimizer_step_post_hook(lambda optimizer, *_: after(optimizer)),

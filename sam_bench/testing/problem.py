@@ -53,7 +53,7 @@ def make_closure(
     """zero_grad, forward, backward: a plain function unless the optimizer looks at single samples.
 
     Args:
-        optimizer: the closure's zero_grad is its.
+        optimizer: the closure calls its `zero_grad`.
         model: what to evaluate.
         images: (B, ...).
         labels: (B,).

@@ -75,7 +75,7 @@ def test_it_spends_what_it_expects(name, device):
 @everyone
 def test_a_state_dict_of_another_method_is_refused(name, device):
     optimizer = build(name, problem(device).model)
-    with pytest.raises(ValueError, match="Invalid state_dict: not one of"):
+    with pytest.raises(ValueError, match="Invalid state_dict: not saved by"):
         optimizer.load_state_dict(optimizer.innermost.state_dict())
 
 

@@ -87,9 +87,12 @@ def test_gamma_for_a_target_weight(inner):
         (lambda i: SSAMD(i.base, total_steps=10, update_steps=5, pattern="n:m", n=5, m=4), "Invalid n: 5"),
         (lambda i: SSAMD(i.base, total_steps=10, update_steps=5, pattern="rows"), "Invalid pattern: rows"),
         (lambda i: MSAM(SGD([torch.ones(1)], lr=1)), "Invalid base: SGD with momentum 0"),
-        (lambda i: ESAM(i.base).step(lambda: torch.zeros(())), "Invalid closure: ESAM looks at single samples"),
-        (lambda i: KSAM(i.base).step(lambda: torch.zeros(())), "Invalid closure: KSAM looks at single samples"),
-        (lambda i: SAM(i.base, ascent_share=0.5).step(lambda: torch.zeros(())), "Invalid closure: SAM looks at single"),
+        (lambda i: ESAM(i.base).step(lambda: torch.zeros(())), "Invalid closure: ESAM needs per-sample losses"),
+        (lambda i: KSAM(i.base).step(lambda: torch.zeros(())), "Invalid closure: KSAM needs per-sample losses"),
+        (
+            lambda i: SAM(i.base, ascent_share=0.5).step(lambda: torch.zeros(())),
+            "Invalid closure: SAM needs per-sample",
+        ),
     ],
 )
 def test_wrong_arguments(inner, wrong, message):

@@ -162,7 +162,7 @@ def test_other_wrong_calls(device):
         SAM(base).step()
     with pytest.raises(ArgumentError, match=re.escape("Invalid rho: True (a number in [0, ∞))")):
         SAM(base, rho=True)
-    with pytest.raises(ArgumentError, match=r"Invalid inner: SGD .*it is no method"):
+    with pytest.raises(ArgumentError, match=r"Invalid inner: SGD .*it is not a method"):
         RST(base, Constant(0.5), 10)
 
 
