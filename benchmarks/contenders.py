@@ -32,13 +32,9 @@ def settings_of(*overrides: str) -> Settings:
 
 
 class Contender(Protocol):
-    """Something that trains.
+    """Something that trains."""
 
-    `untimed` steps come before each timing: threads wake up and caches fill, which would flatter longer steps, and
-    batches that a loader has made in a pause are used up.
-    """
-
-    untimed: int
+    untimed: int  # steps before each timing: threads wake up, caches fill, and a loader's waiting batches are used up
 
     def go(self, steps: int) -> float:
         """Make so many steps; return what they count, when the device is done: propagations, a forward as a third."""

@@ -46,15 +46,8 @@ def side_by_side(
 ) -> Times:
     """Time the contenders in rounds.
 
-    A round times each contender once, in an order of its own, so that a busy machine disturbs all of them alike. Times
-    of the same round are compared.
-
-    Args:
-        contenders: by name.
-        rounds: how often each is timed.
-        steps: of each, per round.
-        warm_up: untimed first steps of each.
-        after_round: called with the times so far, so that a table is not lost if the rest fails.
+    A round times `steps` steps of each contender, in an order of its own, so that a busy machine disturbs all of them
+    alike. Times of the same round are compared. `after_round` gets the times so far.
     """
     # each contender compiles the closure for its own model, in both modes of BatchNorm
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(contenders))

@@ -32,8 +32,11 @@ def run(config: DictConfig) -> float | None:
             else:
                 unfinished.append(one)
         if unfinished:
-            from sam_bench.train import train  # torch takes seconds; a wrong name is answered before
+            from sam_bench import machine  # torch takes seconds; a wrong name is answered before
+            from sam_bench.train import train
 
+            if settings.trainer.compile is not True:
+                machine.leave_compiler_unimported()
             for result in train(unfinished):
                 print(results.table(result), flush=True)
                 finished.append(result)

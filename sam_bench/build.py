@@ -40,7 +40,7 @@ def call(where: str, settings: Target, *args: Any, **offered: Any) -> Any:
         if isinstance(value, dict) and "_target_" in value:
             value = Target.model_validate({"name": setting, **value})
         if isinstance(value, Target):
-            arguments[name] = call(f"{where}.{setting}", value, **offered)
+            arguments[name] = call(value.group or f"{where}.{setting}", value, **offered)
             continue
         check_type(f"{where}.{setting}", value, takes.get(name))
         arguments[name] = value * offered["steps_per_epoch"] if in_epochs else value
@@ -150,10 +150,7 @@ class Training:
 
 
 def create_optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]], training: Training) -> Descent:
-    """The optimizer over the parameter groups of the model.
-
-    Raises a SettingError if a method or base optimizer does not exist or refuses a setting.
-    """
+    """The optimizer over the parameter groups of the model. Raises a SettingError if a part of it refuses a setting."""
     takes, _ = parameters_of(locate("optimizer", settings.target))
     if settings.inner and "inner" not in takes:
         raise SettingError(f"optimizer.inner: {no_such_setting(settings, 'inner', takes, vars(training))}")
@@ -168,10 +165,7 @@ def create_optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]], 
 
 
 def create_model(settings: Target, classes: int, channels: int, image_size: int) -> nn.Module:
-    """The network for images (channels, image_size, image_size), initialized from torch's global generator.
-
-    Raises a SettingError if there is no such network, or it refuses a setting.
-    """
+    """The network for images (channels, image_size, image_size), drawn from torch's global generator."""
     model = call("model", settings, num_classes=classes, in_chans=channels, img_size=image_size)
     if not isinstance(model, nn.Module):
         raise SettingError(f"model._target_={settings.target}: gave a {type(model).__name__}, not a torch.nn.Module")
@@ -194,6 +188,9 @@ def create_dataset(settings: DatasetSettings, batch_size: int, device: torch.dev
 def _resident(settings: DatasetSettings, device: torch.device) -> tuple[Resident, Augmentation]:
     takes, _ = parameters_of(locate("dataset", settings.target))
     augmenting = {field.name for field in fields(Augmentation)} - takes.keys()
+    for name in settings.arguments:
+        if name not in takes and name not in augmenting:
+            raise SettingError(f"dataset.{name}: {no_such_setting(settings, name, {*takes, *augmenting}, {})}")
     own = {key: value for key, value in settings.arguments.items() if key not in augmenting}
     arrays = call("dataset", Target.model_validate({"name": settings.name, "_target_": settings.target, **own}))
     if not isinstance(arrays, Arrays):

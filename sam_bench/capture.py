@@ -73,22 +73,24 @@ class CapturedStep:
 
         Raises a SettingError if it fails, and was required.
         """
-        counts, device = dict(self.optimizer.counts), self.optimizer.params()[0].device
-        random = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+        counts, device, random = dict(self.optimizer.counts), self.optimizer.params()[0].device, torch.get_rng_state()
+        if device.type == "cuda":  # a copy, since a failed capture leaves the generator's state as if it still went on
+            generator = torch.cuda.default_generators[device.index or 0]
+            before = generator.graphsafe_get_state().clone_state()
         try:
             result, replay = self.record(self.work)
-        except Exception as error:  # whatever a model or an optimizer of others raises
+        except Exception as last:  # whatever a model or an optimizer of others raises
+            error = last.__context__ or last  # the first one: the end of a failed capture raises, too
             if self.required:
                 raise SettingError(
                     f"trainer.cuda_graphs=true: this step cannot be captured ({reason(error)}); choose auto or false"
-                ) from error
+                ) from last
             warnings.warn(f"steps run eagerly, since they cannot be captured: {reason(error)}", stacklevel=2)
             self.failed = True
             self.optimizer.counts.update(counts)
+            torch.set_rng_state(random)
             if device.type == "cuda":
-                torch.cuda.set_rng_state(random, device)
-            else:
-                torch.set_rng_state(random)
+                generator.graphsafe_set_state(before)
             return self.work()
         spent = {name: count - counts[name] for name, count in self.optimizer.counts.items()}
         self.recorded[variant] = result, replay, spent

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sam_bench import files
 from sam_bench.errors import SettingError
@@ -62,11 +62,12 @@ class Checkpoints:
 
         Raises a SettingError if the write before has failed.
         """
-        if self.writing and self.writing.done():
-            self.writing.result()
+        self.unwritten = None  # its memory may be needed for the copy
         self.unwritten = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), state)
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()  # deliberate: the next epoch runs on another stream
+        for device in {t.device for t in tree_leaves(state) if isinstance(t, torch.Tensor) and t.is_cuda}:
+            torch.cuda.synchronize(device)  # deliberate: the next epoch runs on another stream than the copy
+        if self.writing and self.writing.done():
+            self._wait()
         if time.monotonic() - self.last_write >= self.seconds:
             self._start(self.unwritten)
 
@@ -76,13 +77,19 @@ class Checkpoints:
         Raises a SettingError if a write has failed.
         """
         with self.thread:
-            if self.unwritten is not None:
-                self._start(self.unwritten)
-            if self.writing:
-                self.writing.result()
+            try:
+                self._wait()
+            finally:  # after a write that failed, too
+                if self.unwritten is not None:
+                    self.write(self.unwritten)
+                    self.unwritten = None
 
     def _start(self, state: dict[str, Any]) -> None:
-        if self.writing:
-            self.writing.result()  # one write at a time
+        self._wait()  # one write at a time
         self.writing, self.unwritten = self.thread.submit(self.write, state), None
         self.last_write = time.monotonic()
+
+    def _wait(self) -> None:
+        writing, self.writing = self.writing, None
+        if writing:
+            writing.result()

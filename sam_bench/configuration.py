@@ -4,10 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from sam_bench.settings import Settings
 
@@ -18,12 +17,16 @@ CONF: Path = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 def optimizer_files(conf: Path) -> dict[str, dict[str, Any]]:
     """The settings in conf/optimizer/, by the names of the files."""
     paths = sorted((conf / "optimizer").glob("*.yaml"))
-    return {path.stem: yaml.load(path.read_text(), yaml.CSafeLoader) for path in paths}
+    return {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in paths}  # type: ignore[misc]
 
 
-def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a file in conf/optimizer/ says about the method itself: not what it wraps, nor its name."""
-    return {key: value for key, value in settings.items() if key not in ("defaults", "name", "base")}
+def own_settings(settings: dict[str, Any], files: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """What a file in conf/optimizer/ and those it inherits say about the method: not what it wraps, nor its name."""
+    own: dict[str, Any] = {}
+    for inherited in settings.get("defaults", []):
+        if isinstance(inherited, str) and inherited != "_self_" and files:
+            own |= own_settings(files[inherited], files)
+    return own | {key: value for key, value in settings.items() if key not in ("defaults", "name", "base")}
 
 
 def is_scheduled(settings: dict[str, Any]) -> bool:
@@ -36,10 +39,13 @@ def store_inner_methods(conf: Path) -> None:
 
     Excluded: methods that wrap another method, plain base optimizers, and methods that configure their base.
     """
-    for name, settings in optimizer_files(conf).items():
-        is_base_alone = settings.get("_target_", "").endswith(".Descent")
+    mine = optimizer_files(conf)
+    files = mine if conf == CONF else optimizer_files(CONF) | mine
+    for name, settings in mine.items():
+        own = own_settings(settings, files)
+        is_base_alone = own.get("_target_", "").endswith(".Descent")
         if not is_scheduled(settings) and not is_base_alone and "base" not in settings:
-            ConfigStore.instance().store(name, own_settings(settings), group="optimizer/inner")
+            ConfigStore.instance().store(name, own, group="optimizer/inner")
 
 
 def config_dir(arguments: list[str]) -> Path | None:

@@ -1,7 +1,7 @@
 """Any network and any optimizer of timm's, by its name there."""
 
 import difflib
-from typing import Any
+from typing import Any, NoReturn
 
 import timm
 import torch
@@ -15,7 +15,8 @@ NO_EXACT_RESUME = ("kron", "kronw")  # they draw from a generator that their sta
 
 def network(architecture: str, kwargs: dict[str, Any], *, num_classes: int, in_chans: int, img_size: int) -> nn.Module:
     """`timm.create_model` without pretrained weights; raises a SettingError if timm does not know the architecture."""
-    require_known("model.architecture", architecture, timm.list_models(), "choose from timm.list_models()")
+    if not timm.is_model(architecture):
+        refuse("model.architecture", architecture, timm.list_models(), "choose from timm.list_models()")
     if taken := sorted({"num_classes", "in_chans", "img_size"} & set(kwargs)):
         raise SettingError(f"model.kwargs.{taken[0]}={kwargs[taken[0]]}: follows from the data set")
     arguments = {"num_classes": num_classes, "in_chans": in_chans, **kwargs}
@@ -31,12 +32,12 @@ def optimizer(params: list[dict[str, Any]], opt: str, lr: float, **further: Any)
     """`timm.optim.create_optimizer_v2`; raises a SettingError if timm does not know `opt` or it cannot be resumed."""
     names = [name for name in list_optimizers() if name not in NO_EXACT_RESUME]
     where = f"choose from timm.optim.list_optimizers(), except {', '.join(NO_EXACT_RESUME)}"
-    require_known("optimizer.base.opt", opt, names, where)
+    if opt not in names:
+        refuse("optimizer.base.opt", opt, names, where)
     return create_optimizer_v2(params, opt=opt, lr=lr, **further)
 
 
-def require_known(setting: str, name: str, names: list[str], where: str) -> None:
-    """Raise a SettingError with near names unless the name is one of them."""
-    if name not in names:
-        near = ", ".join(difflib.get_close_matches(str(name), names, n=5)) or "none"
-        raise SettingError(f"{setting}={name}: unknown or not supported; close matches: {near}; {where}")
+def refuse(setting: str, name: str, names: list[str], where: str) -> NoReturn:
+    """Raise a SettingError that lists close matches."""
+    near = ", ".join(difflib.get_close_matches(str(name), names, n=5)) or "none"
+    raise SettingError(f"{setting}={name}: unknown or not supported; close matches: {near}; {where}")

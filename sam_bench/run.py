@@ -114,6 +114,7 @@ class Run:
             with torch.cuda.stream(self.stream):
                 yield
         finally:
+            self.random_state = generator.graphsafe_get_state()  # another one after a capture that failed
             generator.graphsafe_set_state(before)
 
     def start(self) -> None:
@@ -269,17 +270,13 @@ class Run:
 
 def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -> tuple[Descent, BatchClosure]:
     """The optimizer, with gradient clipping, and the closure, with the weight decay if it is part of the loss."""
-    trainer, wanted = settings.trainer, settings.optimizer
+    trainer = settings.trainer
     if trainer.channels_last:
         model.to(memory_format=torch.channels_last)
     params = [p for p in model.parameters() if p.requires_grad]
     # BatchNorm's parameters and biases are the ones of one dimension
     decayed = [p for p in params if trainer.decay_norm_and_bias or p.ndim > 1]
     rest = [p for p in params if not (trainer.decay_norm_and_bias or p.ndim > 1)]
-    decay = 0.0
-    if trainer.decay_in_loss:
-        decay = wanted.base.arguments.get("weight_decay", 0.0)
-        wanted = wanted.model_copy(update={"base": wanted.base.model_copy(update={"weight_decay": 0.0})})
     groups: list[dict[str, Any]] = [{"params": decayed}]
     if rest:
         groups.append({"params": rest, "weight_decay": 0.0})
@@ -292,7 +289,11 @@ def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -
         trainer.batch_size,
         lambda n, seed: dataset.sample(n, seed),  # a lambda, so that a copy of the optimizer copies no data set
     )
-    optimizer = create_optimizer(wanted, groups, training)
+    optimizer, decay = create_optimizer(settings.optimizer, groups, training), 0.0
+    if trainer.decay_in_loss:
+        decay = optimizer.innermost.defaults.get("weight_decay", 0.0)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
     if trainer.clip is not None:
         limit = trainer.clip
 

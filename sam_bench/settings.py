@@ -51,6 +51,7 @@ class Target(BaseModel):
 
     name: str
     target: str = Field(alias="_target_")
+    group: str = Field(default="", exclude=True)  # where it is set on the command line, if not in its place
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -186,7 +187,9 @@ class Settings(Strict):
         for name, value in leaves(values):
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingError(f"{name}={value}: should be a finite number")
-        values.pop("schedule", None)  # a method that takes one refers to it
+        own: Any = unresolved
+        if values.pop("schedule", None) and str(own["optimizer"].get("schedule")) == "${schedule}":
+            values["optimizer"]["schedule"]["group"] = "schedule"
         for group in ("dataset", "model", "optimizer", "optimizer.base", "optimizer.inner", "optimizer.schedule"):
             _name(values, group, choices)
         try:

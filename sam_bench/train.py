@@ -30,8 +30,8 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
     device = machine.pick_device(trainer.device)
     machine.set_determinism(trainer.deterministic)
     machine.keep_freed_memory()
-    if trainer.compile is not True:
-        machine.leave_compiler_unimported()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # peak memory is that of this training, not of one before it
     runs = [Run(one, device) for one in seeds]
     captured = should_capture(settings, runs[0])
     compiled, compile_seconds = print_expectation(settings, runs[0], len(runs))

@@ -77,6 +77,10 @@ def test_a_failed_write_is_raised_at_the_next_epoch_and_at_the_end():
         checkpoints.offer(state(2))
     with pytest.raises(SettingError, match="cannot write"):
         checkpoints.close()
+    written = Writes()
+    checkpoints.write = written  # there is space again
+    checkpoints.close()
+    assert written.epochs == [2]
 
 
 @pytest.mark.parametrize("minutes", [0, 60])

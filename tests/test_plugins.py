@@ -87,6 +87,18 @@ def test_wrong_settings_of_a_plug_in(project, arguments, words):
     assert not (project / "runs").exists()
 
 
+def test_a_file_that_inherits_serves_both(project):
+    """And a number is read alike in both places."""
+    text = "defaults:\n  - mine\n  - _self_\nrho: 1e-1\n"
+    (project / "my_conf" / "optimizer" / "small.yaml").write_text(text)
+    for how in (["optimizer=small"], ["optimizer=rst", "optimizer/inner=small"]):
+        out = sam_bench(project, *how, "dataset=mine")
+        assert "test accuracy (last epoch)" in out
+    rows = [json.loads(path.read_text())["config"]["optimizer"] for path in (project / "runs").glob("*/*/result.json")]
+    assert {(row["inner"] or row)["rho"] for row in rows} == {0.1}
+    assert {(row["inner"] or row)["power"] for row in rows} == {0.5}
+
+
 def test_a_module_that_cannot_be_imported_is_named(project):
     (project / "my_package.py").write_text("import no_such_package\n")
     out = sam_bench(project, "optimizer=mine", status=2)

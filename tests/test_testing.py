@@ -76,7 +76,7 @@ class Waits(SAM):
     def epsilon(self, params):
         grads = self.grads(params)
         norm = sum(g.square().sum() for g in grads).sqrt().item()
-        torch._foreach_mul_(grads, self.rho(self.param_groups[0]) / norm)
+        torch._foreach_mul_(grads, self.rho / norm)
         return grads
 
 

@@ -49,7 +49,11 @@ class ImageFolder:
     ) -> None:
         if root is None:
             raise SettingError("dataset.root=null: imagefolder needs the folder that holds train/ and val/")
-        for name, value, low in (("image_size", image_size, 1), ("workers", workers, 0), ("subset", subset or 1, 1)):
+        for name, value, low in (
+            ("image_size", image_size, 1),
+            ("workers", workers, 0),
+            ("subset", 1 if subset is None else subset, 1),
+        ):
             require_integer(name, value, low)
         images = {}
         for part in ("train", "val"):

@@ -52,11 +52,7 @@ class Resident(NamedTuple):
 
 
 def reside(arrays: Arrays, augmentation: Augmentation, device: torch.device) -> Resident:
-    """Choose the subset, compute its statistics, and move it to the device.
-
-    Raises a SettingError if there are fewer training images than the subset has, or an image is smaller than padding or
-    hole.
-    """
+    """Choose the subset, compute its statistics, move it to the device. Raises a SettingError if it is too small."""
     chosen = balanced_subset(arrays.train_labels, augmentation.subset)
     images, labels = arrays.train_images[chosen], arrays.train_labels[chosen]
     size, pad = images.shape[2], augmentation.padding

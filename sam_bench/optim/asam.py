@@ -31,9 +31,6 @@ class ASAM(SAM):
         rho: ρ ≥ 0. Its size differs from SAM's: it is relative to the weights.
         eta: η ≥ 0, so that a weight of 0 is perturbed too.
         model: required; its parameter names tell which parameters are weights.
-
-    Raises:
-        ArgumentError: there is no model.
     """
 
     paper = "Kwon et al., arXiv 2102.11600"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -31,7 +32,7 @@ def require_number(
     below: float | None = None,
 ) -> None:
     """Raise an ArgumentError unless the value is a finite number in [low, high], above `above` and below `below`."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if is_number and low <= value <= high and (above is None or value > above) and (below is None or value < below):
         return
     left = f"({above}" if above is not None else f"[{low}" if low > -math.inf else "(-∞"
@@ -41,7 +42,7 @@ def require_number(
 
 def require_integer(name: str, value: Any, low: int) -> None:
     """Raise an ArgumentError unless the value is an integer of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
         raise ArgumentError(name, value, f"an integer of at least {low}")
 
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, Self
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import ArgumentError, require_number
+from sam_bench.optim.checks import ArgumentError
 from sam_bench.optim.closure import Closure, SampleClosure, Selection, Term
 
 TINY = 1e-12  # keeps ρ/‖g‖ finite at a stationary point; far below the rounding error of any norm that matters
@@ -67,9 +68,9 @@ class Descent(Optimizer):
         """
         base = args[0] if args else kwargs.get("base")
         if base is not None and not isinstance(base, Optimizer) and not cls.wraps_methods:
-            own = inspect.signature(cls.__init__).parameters
+            own = {name for each in cls.__mro__ for name in inspect.signature(each.__init__).parameters}  # type: ignore[misc]
             name = next((a.__name__ for a in args if isinstance(a, type)), "SGD")
-            of_base = [f"{k}={v}" for k, v in kwargs.items() if k not in own] or ["lr=0.1"]
+            of_base = [f"{k}={v}" for k, v in kwargs.items() if k not in own and len(str(v)) < 20] or ["lr=0.1"]
             of_method = [
                 f"{k}={v}" for k, v in kwargs.items() if k in own and k != "base" and isinstance(v, int | float)
             ]
@@ -89,32 +90,23 @@ class Descent(Optimizer):
         self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if model is not None else []
         self.counts: dict[str, float] = {"propagations": 0.0, "forwards": 0.0, "sharpness_aware_steps": 0}
         self.t = 0  # steps made
-        self.group_settings: dict[str, float] = {}
-        self._zeroed: dict[Tensor, int] = {}
         self._scratch: dict[str, dict[Tensor, Tensor]] = {}
         self._memory: dict[str, dict[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Make one update.
+        """Make one update; return the loss of the first pass, at θ, detached and still on its device.
 
-        Args:
-            closure: does zero_grad, forward and backward and returns the loss. It is called once per pass.
-
-        Returns:
-            The loss of the first forward pass, at θ, detached and still on its device.
-
-        Raises:
-            TypeError: there is no closure.
-            RuntimeError: the step comes from a GradScaler, or gradients were accumulated outside of the closure.
+        The closure does zero_grad, forward and backward and returns the loss. It is called once per pass. Raises a
+        TypeError without a closure, and a RuntimeError if gradients were accumulated outside of it.
         """
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure} (a function: zero_grad, forward, backward, return the loss)")
-        args: tuple[Any, ...] = (closure,)
+        args: tuple[Any, ...] = (self, closure)
         for before in self._optimizer_step_pre_hooks.values():
             args, _ = before(self, args, {}) or (args, {})
         self.begin()
-        loss = self.update(args[0])
+        loss = self.update(args[1])
         self.end()
         for after in self._optimizer_step_post_hooks.values():
             after(self, args, {})
@@ -157,24 +149,27 @@ class Descent(Optimizer):
     def propagate(self, closure: Closure, selection: Selection | None = None, term: Term | None = None) -> Tensor:
         """Evaluate the closure at the present weights, on a selection of the batch if one is given, and count it.
 
-        Raises:
-            NoGradientError: no parameter has a gradient afterwards.
-            RuntimeError: the closure added to gradients that were there before.
+        Raises a NoGradientError if no parameter has a gradient afterwards.
         """
         self.counts["propagations"] += self.share_of(closure, selection)
-        before = [(p, p.grad, p.grad._version) for p in self.params() if p.grad is not None]
+        # weak, so that the closure frees this memory when it zeroes
+        before = [(p, ref(p.grad), p.grad._version) for p in self.params() if p.grad is not None]
+        zeroed = dict(self._zeroed())
+        self._zeroed().clear()
         with torch.enable_grad():
             plain = selection is None and term is None
             loss = closure() if plain else self.samples(closure)(selection, term)
         if loss.requires_grad:
             loss = loss.detach()
-        # A closure that zeroes gradients replaces these tensors or writes to them twice: zero, then add.
-        for p, grad, version in before:
-            if p.grad is grad and grad._version <= version + 1 and self._zeroed.get(p) != version:
-                raise RuntimeError(
-                    f"{type(self).__name__}.step: the closure added to gradients that were there before; call "
-                    "zero_grad in it, and accumulate micro-batches inside it, since each pass needs all of them"
-                )
+        # A closure that zeroes gradients replaces these tensors, or writes to some of them twice: zero, then add.
+        # Several backward passes without zeroing look the same, and are not found.
+        old = [(p, grad, version) for p, grad, version in before if zeroed.get(p) != version]
+        untouched = all((g := p.grad) is not None and g is grad() and g._version <= v + 1 for p, grad, v in old)
+        if old and untouched and not self._zeroed():
+            raise RuntimeError(
+                f"{type(self).__name__}.step: the closure added to gradients that were there before; call "
+                "zero_grad in it, and accumulate micro-batches inside it, since each pass needs all of them"
+            )
         if all(p.grad is None for p in self.params()):
             raise NoGradientError(loss)
         return loss
@@ -216,7 +211,12 @@ class Descent(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch.optim."""
         super().zero_grad(set_to_none)
-        self._zeroed = {p: p.grad._version for p in self.params() if p.grad is not None}
+        self._zeroed().clear()
+        self._zeroed().update({p: p.grad._version for p in self.params() if p.grad is not None})
+
+    def _zeroed(self) -> dict[Tensor, int]:
+        """Versions of the gradients that zero_grad left as zeros, for all methods around one base."""
+        return vars(self.innermost).setdefault("_zeroed_versions", {})
 
     # torch.amp.GradScaler sets these on an optimizer with `_step_supports_amp_scaling` and then calls its `step`
     _step_supports_amp_scaling = True
@@ -400,45 +400,27 @@ class Descent(Optimizer):
         if own not in state_dict:
             raise ValueError(f"Invalid state_dict: not saved by {own} (its keys: {', '.join(map(str, state_dict))})")
         self.base.load_state_dict({key: value for key, value in state_dict.items() if key != own})
-        self.set_in_groups(**self.group_settings)
         self.load_own_state(state_dict[own])
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
-    def set_in_groups(self, **settings: float) -> None:
-        """Put settings, numbers ≥ 0, into every parameter group that has no value of its own.
-
-        There a scheduler can change them, and groups can differ. Raises an ArgumentError if the base optimizer has a
-        setting of that name.
-        """
-        for name, value in settings.items():
-            if name in self.innermost.defaults:
-                own = f"{type(self.innermost).__name__}, which has a setting {name} of its own"
-                raise ArgumentError("base", own, "another optimizer")
-            require_number(name, value, low=0)
-            self.group_settings[name] = value
-            # what a wrapper put there before is no choice of the user's: the base may be wrapped again
-            put = vars(self.innermost).setdefault("_put_by_wrapper", {})
-            for group in self.param_groups:
-                if name not in group or group[name] == put.get(name):
-                    group[name] = value
-                require_number(name, group[name], low=0)
-            put[name] = value
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Raise an ArgumentError if a setting of the method in a parameter group is out of range."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer, and so to this one."""
         if not any(group is param_group for group in self.param_groups):  # torch's constructor adds those it is given
+            self.check_group(param_group)
             self.base.add_param_group(param_group)
-            self.set_in_groups(**self.group_settings)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: without buffers and without what torch and its schedulers attach to an instance."""
-        left = {"_scratch", "_zeroed", "step"}
+        left = {"_scratch", "step"}
         return {k: v for k, v in self.__dict__.items() if k not in left and not k.startswith("_optimizer_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._scratch, self._zeroed = {}, {}
+        self._scratch = {}
 
 
 def number_of(share: float, size: int) -> int:

@@ -23,7 +23,7 @@ from sam_bench.optim.sam import SAM, Shared
 
 
 class GSAM(SAM):
-    """GSAM around `base`. `rho_min` and `rho_max` are settings of each parameter group.
+    """GSAM around `base`. A parameter group may have a `rho_min` and a `rho_max` of its own.
 
     Args:
         base, model, ascent_share: see `SAM`. lr_max is the present learning rate of the first group or, under a
@@ -47,29 +47,36 @@ class GSAM(SAM):
         **shared: Unpack[Shared],
     ) -> None:
         self.rho_min = rho_min
+        group = base.param_groups[0]
+        self.lr_max = float(group.get("initial_lr", group["lr"]))
         super().__init__(base, rho_max, **shared)
         require_number("alpha", alpha, low=0)
         self.alpha = alpha
-        group = base.param_groups[0]
-        self.lr_max = float(group.get("initial_lr", group["lr"]))
-        if any(group["rho_min"] > group["rho_max"] for group in self.param_groups):
-            raise ArgumentError("rho_min", rho_min, f"at most rho_max, which is {rho_max}")
-        if any(group["rho_min"] != group["rho_max"] for group in self.param_groups):
-            require_number("lr", self.lr_max, above=0)
 
-    def set_radius(self, rho: float) -> None:
-        """Put ρ_min and ρ_max into the parameter groups."""
-        self.set_in_groups(rho_min=self.rho_min, rho_max=rho)
+    def radii(self, group: dict[str, Any]) -> tuple[float, float]:
+        """ρ_min and ρ_max of a parameter group: its own, or those of the constructor."""
+        return self.of_group(group, "rho_min", self.rho_min), self.of_group(group, "rho_max", self.rho)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Raise an ArgumentError if ρ_min or ρ_max of a parameter group are out of range."""
+        rho_min, rho_max = self.radii(group)
+        require_number("rho_max", rho_max, low=0)
+        require_number("rho_min", rho_min, low=0)
+        if rho_min > rho_max:
+            raise ArgumentError("rho_min", rho_min, f"at most rho_max, which is {rho_max}")
+        if rho_min != rho_max:
+            require_number("lr", self.lr_max, above=0)
 
     def is_perturbed(self, group: dict[str, Any]) -> bool:
         """Whether the parameters of a group are perturbed."""
-        return group["rho_max"] != 0
+        return self.radii(group)[1] != 0
 
-    def rho(self, group: dict[str, Any]) -> float:
-        """ρ_t; a tensor if the learning rate is one."""
-        if group["rho_min"] == group["rho_max"]:
-            return group["rho_max"]
-        return group["rho_min"] + (group["rho_max"] - group["rho_min"]) * (group["lr"] / self.lr_max)
+    def radius(self, group: dict[str, Any]) -> float:
+        """ρ_t, by the learning rate of the first group; a tensor if that is one."""
+        rho_min, rho_max = self.radii(group)
+        if rho_min == rho_max:
+            return rho_max
+        return rho_min + (rho_max - rho_min) * (self.param_groups[0]["lr"] / self.lr_max)
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave gₛ - αg⊥ in `.grad`; return the loss at θ."""

@@ -35,9 +35,6 @@ class MESA(Descent):
         decay: δ in [0, 1), of the average.
         start_steps: E_start, in steps.
         total_steps: T; with it, a term that would never start is refused.
-
-    Raises:
-        ArgumentError: there is no model.
     """
 
     paper = "Du et al., arXiv 2205.14083"

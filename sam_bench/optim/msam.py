@@ -27,12 +27,9 @@ class MSAM(Descent):
     """MSAM around `base`.
 
     Args:
-        base: an optimizer with momentum, SGD's or Adam's.
+        base: an optimizer with momentum, SGD's or Adam's; others are refused.
         rho: ρ ≥ 0, the radius of the perturbation, in the units of the weights; one for all groups.
         model: accepted as by every method. MSAM has one pass, which updates the BatchNorm statistics.
-
-    Raises:
-        ArgumentError: the base has no momentum.
     """
 
     paper = "Becker et al., arXiv 2401.12033"

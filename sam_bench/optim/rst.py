@@ -22,7 +22,7 @@ from functools import cached_property
 from torch import Tensor
 
 from sam_bench.optim.checks import ArgumentError, require_integer, require_start
-from sam_bench.optim.closure import Closure
+from sam_bench.optim.closure import Closure, SampleClosure
 from sam_bench.optim.descent import Descent
 from sam_bench.optim.schedules import Schedule
 
@@ -75,6 +75,10 @@ class RST(Descent):
     def draw(self, t: int) -> bool:
         """X_t. Any t may be asked for at any time."""
         return random.Random((self.seed << 64) + t).random() < self.p(t)
+
+    def samples(self, closure: Closure) -> SampleClosure:
+        """The closure, if it can tell samples apart, which the inner method may need."""
+        return self.inner.samples(closure)
 
     def begin(self) -> None:
         """Toss the coin."""

@@ -7,7 +7,7 @@ arXiv 2010.01412.
     ε = ρ g/‖g‖₂               the norm over all perturbed parameters together
     θ ← base step from θ along ∇L_B(θ + ε)
 
-ρ is a setting of each parameter group: groups may differ, a scheduler may change it, and a group with ρ = 0 is not
+A parameter group may have a ρ of its own, `group["rho"]`, which a scheduler may change. A group with ρ = 0 is not
 perturbed and not part of the norm. SAM-ON (Müller et al., arXiv 2306.04226) is ρ = 0 on all but normalization layers.
 
 `ascent_share` < 1: g is the gradient of the first part of the batch (Bahri, Mobahi, Tay: Sharpness-Aware Minimization
@@ -66,15 +66,22 @@ class SAM(Descent):
         self.ascent_share = ascent_share
         self.samplewise = self.samplewise or ascent_share < 1
         self.whole_first_pass = self.whole_first_pass and ascent_share == 1
-        self.set_radius(rho)
+        require_number("rho", rho, low=0)
+        self.rho = rho
+        for group in self.param_groups:
+            self.check_group(group)
 
-    def set_radius(self, rho: float) -> None:
-        """Put ρ into the parameter groups."""
-        self.set_in_groups(rho=rho)
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Raise an ArgumentError if the ρ of a parameter group is out of range."""
+        require_number("rho", self.radius(group), low=0)
 
-    def rho(self, group: dict[str, Any]) -> float:
-        """ρ of a parameter group in this step."""
-        return group["rho"]
+    def radius(self, group: dict[str, Any]) -> float:
+        """ρ of a parameter group in this step: its own, or that of the constructor."""
+        return self.of_group(group, "rho", self.rho)
+
+    def of_group(self, group: dict[str, Any], name: str, default: float) -> float:
+        """A setting of a parameter group. A base that has a setting of that name (Adadelta: rho) keeps it to itself."""
+        return default if name in self.innermost.defaults else group.get(name, default)
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave gₛ = ∇L(θ + ε) in `.grad`; return the loss at θ."""
@@ -111,7 +118,7 @@ class SAM(Descent):
 
     def is_perturbed(self, group: dict[str, Any]) -> bool:
         """Whether the parameters of a group are perturbed."""
-        return group["rho"] != 0
+        return self.radius(group) != 0
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
         """ε = ρ g/‖g‖, in the memory of g."""
@@ -121,14 +128,14 @@ class SAM(Descent):
 
     def scale(self, params: list[Tensor], direction: list[Tensor], norm: Tensor | float) -> None:
         """Multiply the direction by ρ/norm in place, with the ρ of each parameter's group."""
-        radii = [self.rho(group) for group in self.param_groups if self.is_perturbed(group)]
+        radii = [self.radius(group) for group in self.param_groups if self.is_perturbed(group)]
         if len({id(rho) if isinstance(rho, Tensor) else rho for rho in radii}) == 1:  # no look at a tensor's value
             torch._foreach_mul_(direction, radii[0] / (norm + TINY))
             return
         part_of = dict(zip(params, direction, strict=True))
         for group in self.param_groups:
             if mine := [part_of[p] for p in group["params"] if p in part_of]:
-                torch._foreach_mul_(mine, self.rho(group) / (norm + TINY))
+                torch._foreach_mul_(mine, self.radius(group) / (norm + TINY))
 
     def ascent_selection(self, closure: Closure) -> Selection | None:
         """The samples of the first pass; None for all of them."""

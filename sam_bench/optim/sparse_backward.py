@@ -63,6 +63,10 @@ class SparseBackward(TorchFunctionMode):
         ):  # autocast casts torch's operations, not autograd functions of our own
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
+        if self.form == "implicit" and x.dtype != torch.bfloat16:
+            raise ArgumentError(
+                "form", "implicit", "emulated; implicit needs bf16 autocast, as its sparse product does"
+            )
         if func is F.linear:
             return _Linear.apply(x, weight, bias, mask, self.form == "implicit")
         geometry = [

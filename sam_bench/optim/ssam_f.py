@@ -33,9 +33,6 @@ class SSAMF(SSAM):
         samples: n ≥ 1.
         batch_size: |B|, to count a refresh; None leaves it uncounted.
         further: see `SSAM`; `model` is required, it is scored.
-
-    Raises:
-        ArgumentError: there is no model.
     """
 
     cost = "1 + ascent_share, and samples/batch at a new mask"

@@ -1,6 +1,8 @@
 """What torch users expect beside the contract: settings in parameter groups, and errors that show the right line."""
 
+import copy
 import re
+import weakref
 
 import pytest
 import torch
@@ -96,8 +98,9 @@ def test_a_scheduler_may_change_rho(device):
     state = optimizer.state_dict()
     assert state["param_groups"][0]["rho"] == 0.1
     other = SAM(SGD(problem(device).model.parameters(), lr=0.1), rho=0.3)
+    assert other.radius(other.param_groups[0]) == 0.3
     other.load_state_dict(state)
-    assert other.param_groups[0]["rho"] == 0.1
+    assert other.radius(other.param_groups[0]) == 0.1
 
 
 def test_a_group_added_later_gets_the_default(device):
@@ -106,17 +109,28 @@ def test_a_group_added_later_gets_the_default(device):
     optimizer = SAM(SGD(norms, lr=0.1), rho=0.3)
     optimizer.add_param_group({"params": others[:1]})
     optimizer.add_param_group({"params": others[1:], "rho": 0.7})
-    assert [group["rho"] for group in optimizer.param_groups] == [0.3, 0.3, 0.7]
+    assert [optimizer.radius(group) for group in optimizer.param_groups] == [0.3, 0.3, 0.7]
     with pytest.raises(ValueError, match="Invalid rho: -1"):
         optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "rho": -1})
 
 
-def test_a_base_may_be_wrapped_again(device):
-    """The ρ that the first wrapper put into the groups is no choice of the user's; one that the user put there is."""
-    norms, others = split(problem(device).model)
+def test_wrappers_of_one_base_keep_their_own_rho(device):
+    model = problem(device).model
+    norms, others = split(model)
     base = SGD([{"params": norms, "rho": 0.7}, {"params": others}], lr=0.1)
-    SAM(base, rho=0.3)
-    assert [group["rho"] for group in SAM(base, rho=0.1).param_groups] == [0.7, 0.1]
+    one, other = SAM(base, rho=0.3), ASAM(base, rho=0.1, model=model)
+    for optimizer, rho in ((one, 0.3), (other, 0.1), (copy.deepcopy(one), 0.3)):
+        assert [optimizer.radius(group) for group in optimizer.param_groups] == [0.7, rho]
+    base.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+    assert one.radius(one.param_groups[2]) == 0.3
+
+
+def test_a_base_with_a_rho_of_its_own_keeps_it(device):
+    """Adadelta's rho is a decay."""
+    p = problem(device, dtype=torch.float64)
+    optimizer = SAM(torch.optim.Adadelta(p.model.parameters(), rho=0.9), rho=0.3, model=p.model)
+    assert nn.utils.get_total_norm(list(epsilon_of(optimizer, p).values())).item() == pytest.approx(0.3)
+    assert optimizer.param_groups[0]["rho"] == 0.9
 
 
 def test_gsam_has_its_radii_in_the_groups(device):
@@ -124,8 +138,7 @@ def test_gsam_has_its_radii_in_the_groups(device):
     norms, others = split(p.model)
     base = SGD([{"params": norms, "rho_min": 0.0, "rho_max": 0.0}, {"params": others}], lr=0.1)
     optimizer = GSAM(base, rho_min=0.1, rho_max=0.3, model=p.model)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.05
+    optimizer.param_groups[0]["lr"] = 0.05  # whose learning rate it follows
     epsilon = epsilon_of(optimizer, p)
     assert nn.utils.get_total_norm(list(epsilon.values())).item() == pytest.approx(0.2)
     assert all(not epsilon[n].any() for n, q in p.model.named_parameters() if any(q is other for other in norms))
@@ -156,8 +169,6 @@ def test_other_wrong_calls(device):
     base = SGD(model.parameters(), lr=0.1)
     with pytest.raises(TypeError, match="positional"):
         SAM(base, 0.05, model)  # the third one could be anything
-    with pytest.raises(ArgumentError, match="Adadelta, which has a setting rho of its own"):
-        SAM(torch.optim.Adadelta(model.parameters()))
     with pytest.raises(TypeError, match="Invalid closure: None"):
         SAM(base).step()
     with pytest.raises(ArgumentError, match=re.escape("Invalid rho: True (a number in [0, ∞))")):
@@ -186,3 +197,60 @@ def test_zero_grad_before_the_step_may_keep_the_tensors(device):
         optimizer.step(p.closure(optimizer, t, zeroes=False))
     with pytest.raises(RuntimeError, match="the closure added to gradients that were there before"):
         optimizer.step(p.closure(optimizer, 3, zeroes=False))
+
+
+def test_zero_grad_of_a_wrapper_is_known_to_the_method_inside(device):
+    p = problem(device)
+    optimizer = RST(SAM(SGD(p.model.parameters(), lr=0.1), model=p.model), Constant(0.5), 20, seed=3)
+    for t in range(20):
+        optimizer.zero_grad(set_to_none=False)
+        optimizer.step(p.closure(optimizer, t, zeroes=False))
+    assert 0 < optimizer.sharpness_aware_steps < 20
+
+
+def test_a_parameter_that_a_pass_does_not_reach_may_be_zeroed_in_place(device):
+    p = problem(device)
+    other = nn.Parameter(torch.zeros(3, device=device))
+    other.grad = torch.ones_like(other)
+    optimizer = SAM(SGD([*p.model.parameters(), other], lr=0.1), model=p.model)
+
+    def closure():
+        optimizer.zero_grad(set_to_none=False)
+        loss = nn.functional.cross_entropy(p.model(p.images[0]), p.labels[0])
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    assert not other.any()
+
+
+def test_step_hooks_get_what_torch_gives_them(device):
+    p = problem(device)
+    base = SGD(p.model.parameters(), lr=0.1)
+    seen = []
+    for optimizer in (base, SAM(base, model=p.model)):
+        optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append((o, args[0], callable(args[-1]))))
+    closure = p.closure(optimizer)
+    optimizer.step(closure)
+    assert [(o, first) for o, first, _ in seen] == [(optimizer, optimizer), (base, base)]
+    assert seen[0][2]
+
+
+def test_a_closure_that_zeroes_frees_the_gradients_of_the_step_before(device):
+    """The look for accumulated gradients must not keep a copy of the weights in memory."""
+    p = problem(device)
+    optimizer = SAM(SGD(p.model.parameters(), lr=0.1), model=p.model)
+    p.run(optimizer, 1)
+    old = [weakref.ref(q.grad) for q in p.model.parameters()]
+    freed = []
+
+    def closure():
+        optimizer.zero_grad()
+        freed.append(all(grad() is None for grad in old))
+        loss = nn.functional.cross_entropy(p.model(p.images[0]), p.labels[0])
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert freed == [True, True]
