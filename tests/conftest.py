@@ -8,11 +8,6 @@ DEVICE = os.environ.get("SAM_BENCH_TEST_DEVICE", "cpu")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
 
 
-def pytest_collection_modifyitems(items):
-    """The longest first, so that the processes of a parallel run end together."""
-    items.sort(key=lambda item: "test_recipe" not in item.nodeid)
-
-
 @pytest.fixture
 def device() -> torch.device:
     return torch.device(DEVICE)
