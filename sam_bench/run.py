@@ -93,7 +93,6 @@ class Run:
     def release(self) -> None:
         """Free the captured graphs now; otherwise their memory is held until the garbage collector runs."""
         self.captured = None  # it refers to `work`, and so to this run
-        vars(self.optimizer).pop("step", None)  # the scheduler's wrapper, which refers to the optimizer
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:

@@ -167,16 +167,11 @@ class Settings(Strict):
 
     @classmethod
     def of(cls, config: DictConfig, choices: Mapping[str, Any]) -> "Settings":
-        """Check a composed configuration.
+        """Check a composed configuration. Raises a SettingError for the first setting that is wrong.
 
-        Args:
-            config: composed from conf/.
-            choices: the file chosen in each group, `hydra.runtime.choices`.
-
-        Raises:
-            SettingError: the first setting that is wrong, in one line.
+        `choices` are the files chosen in each group, `hydra.runtime.choices`.
         """
-        unresolved = OmegaConf.to_container(config, resolve=False)  # a name may refer to a setting that is missing
+        unresolved: Any = OmegaConf.to_container(config, resolve=False)  # a name may refer to a missing setting
         if missing := sorted(name for name, value in leaves(unresolved) if value == "???"):
             example = EXAMPLES.get(missing[0], "VALUE")
             raise SettingError(f"{missing[0]}: has no default; set it, for example {missing[0]}={example}")
@@ -187,8 +182,12 @@ class Settings(Strict):
         for name, value in leaves(values):
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingError(f"{name}={value}: should be a finite number")
-        own: Any = unresolved
-        if values.pop("schedule", None) and str(own["optimizer"].get("schedule")) == "${schedule}":
+        for group in ("dataset", "model", "optimizer"):
+            if not isinstance(values.get(group), dict):
+                raise SettingError(
+                    f"{group}={values.get(group)}: should be a file of conf/{group}/ (--help lists them)"
+                )
+        if values.pop("schedule", None) and str(unresolved["optimizer"].get("schedule")) == "${schedule}":
             values["optimizer"]["schedule"]["group"] = "schedule"
         for group in ("dataset", "model", "optimizer", "optimizer.base", "optimizer.inner", "optimizer.schedule"):
             _name(values, group, choices)
