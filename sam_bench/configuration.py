@@ -1,6 +1,7 @@
 """Where the configuration lies, and how it is composed. Imports no torch."""
 
 import argparse
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 CONF: Path = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, in a checkout
 
 
+@cache  # the catalogue and the tests ask for every method
 def optimizer_files(conf: Path) -> dict[str, dict[str, Any]]:
     """The settings in conf/optimizer/, by the names of the files."""
     paths = sorted((conf / "optimizer").glob("*.yaml"))
