@@ -1,11 +1,13 @@
 # make demo: set up and train RST. make test: set up, lint, type-check and test. make bench: the speed tables.
-# make docs: the catalogue of methods. All need Python 3.11 or newer.
+# make docs: the catalogue of methods. make tables: every experiment in seconds, and its page. All need Python 3.11 or newer.
 PYTHON ?= python3
 DEVICE ?= cpu
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test docs lint bench bench-cpu bench-cuda setup lock clean
+EXPERIMENTS ?= rst_schedules rst_main ssam_sparsity vsam_main imagenet frontier tuning
+
+.PHONY: demo test docs tables lint bench bench-cpu bench-cuda setup lock clean
 
 demo: $(READY)
 	$(BIN)/python -m sam_bench optimizer=rst schedule=linear
@@ -17,6 +19,18 @@ test: lint
 
 docs: $(READY)
 	$(BIN)/python -m sam_bench.catalogue > docs/methods.md
+
+# every experiment with the smoke protocol, and a page of each: minutes on two CPU cores, in runs/smoke/
+tables: $(READY)
+	mkdir -p runs/smoke
+	test -d runs/smoke/images || $(BIN)/python -m sam_bench.data.digits runs/smoke/images
+	for name in $(EXPERIMENTS); do \
+		root=; test $$name != imagenet || root=dataset.root=runs/smoke/images; \
+		$(BIN)/python -m sam_bench -m +experiment=$$name protocol=smoke $$root > runs/smoke/$$name.log || exit; \
+		$(BIN)/python -m sam_bench.status +experiment=$$name protocol=smoke $$root | tail -2; \
+	done
+	$(BIN)/python -m sam_bench.choose runs/smoke/tuning
+	$(BIN)/python -m sam_bench.report $(EXPERIMENTS:%=runs/smoke/%)
 
 # speed tables and plots: about twenty minutes on two CPU cores
 RESULTS ?= bench/$(DEVICE)

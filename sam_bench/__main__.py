@@ -4,7 +4,6 @@ import atexit
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -15,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from sam_bench import hydra_errors, results
 from sam_bench.configuration import (
     CONF,
-    config_dir,
     flags_first,
+    folders_of,
     group_files,
-    leave_out_where_absent,
+    settings_of_run,
     store_inner_methods,
 )
 from sam_bench.data.listing import list_images
@@ -41,18 +40,22 @@ def run(config: DictConfig) -> float | None:
         finished, unfinished = [], []
         job = HydraConfig.get()
         overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
-        if job.mode == RunMode.MULTIRUN:
-            for line in leave_out_where_absent(config, overrides, _folders()):
-                print(line)
-        settings = Settings.of(config, job.runtime.choices)
+        in_sweep = job.mode == RunMode.MULTIRUN
+        settings, notes = settings_of_run(config, job.runtime.choices, overrides, folders_of(sys.argv[1:]), in_sweep)
+        for note in notes:
+            print(note)
         unused = unused_schedule(settings, overrides)
-        if job.mode == RunMode.RUN:
+        if not in_sweep:
             refuse_without_effect(config, settings, overrides, unused)
         for override in unused:
             print(f"{override} is left out: optimizer={job.runtime.choices.get('optimizer')} takes no schedule")
         for one in settings.each_seed():
             print(f"run folder: {one.folder}", flush=True)
             if result := results.read_of(one):
+                if settings.sharpness not in ("none", (result.get("sharpness") or {}).get("kind")):
+                    from sam_bench import sharpness
+
+                    result = sharpness.add_to_result(one, settings.sharpness)
                 print(f"finished before{results.by_other_code(result)}:\n{results.table(result)}", flush=True)
                 finished.append(result)
             else:
@@ -106,15 +109,9 @@ def unused_schedule(settings: Settings, overrides: list[str]) -> list[str]:
     found = [each for each in overrides if re.match(r"[+~]*schedule\b", each)]
     for override in found:
         setting = override.lstrip("+~").partition("=")[0].partition(".")[2]
-        if setting and not any(setting in file for file in group_files("schedule", _folders()).values()):
+        if setting and not any(setting in file for file in group_files("schedule", folders_of(sys.argv[1:])).values()):
             raise SettingError(f"schedule.{setting}: no schedule has such a setting")
     return found
-
-
-def _folders() -> list[Path]:
-    """The folders of configurations, the user's own first."""
-    own = config_dir(sys.argv[1:])
-    return [own, CONF] if own else [CONF]
 
 
 def main() -> None:
@@ -126,11 +123,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, where it would print many lines
     try:
         sys.argv[1:] = flags_first(sys.argv[1:])
-        for folder in _folders():
+        for folder in folders_of(sys.argv[1:]):
             store_inner_methods(folder)
         run()
-        if not _started and {"-m", "--multirun"} & set(sys.argv) and "hydra/launcher" not in " ".join(sys.argv):
-            raise SettingError("-m: a list of this sweep is empty, so there is nothing to train")
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)

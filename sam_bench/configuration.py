@@ -1,6 +1,7 @@
 """Where the configuration lies, and how it is composed. Imports no torch."""
 
 import argparse
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -8,9 +9,9 @@ from typing import Any, NoReturn
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sam_bench import tuning
 from sam_bench.errors import SettingError
 from sam_bench.settings import Settings, is_base_alone
 
@@ -34,20 +35,23 @@ def own_settings(settings: dict[str, Any], files: dict[str, dict[str, Any]] | No
     return own | {key: value for key, value in settings.items() if key not in ("defaults", "name", "base")}
 
 
-def leave_out_where_absent(config: DictConfig, overrides: list[str], folders: list[Path]) -> list[str]:
+def leave_out_where_absent(
+    config: DictConfig, choices: Mapping[str, Any], overrides: list[str], folders: list[Path]
+) -> list[str]:
     """In a sweep `++optimizer.rho=0.1` means: where there is such a setting. Remove it from the others' configuration.
 
     It is removed only if another file of its group has it, so a misspelled one stays and is refused.
 
     Args:
         config: of one run of a sweep, from which it is removed.
+        choices: the chosen files of that run, `hydra.runtime.choices`.
         overrides: of that run.
         folders: of configurations, the user's own first.
 
     Returns:
         One line for each setting that was left out.
     """
-    choices, lines = HydraConfig.get().runtime.choices, []
+    lines = []
     for override in overrides:
         name, _, value = override.removeprefix("++").partition("=")
         group, setting = _split(name, folders)
@@ -136,12 +140,41 @@ def config_dir(arguments: list[str]) -> Path | None:
     return parser.parse_known_args(arguments)[0].config_dir
 
 
+def settings_of_run(
+    config: DictConfig, choices: Mapping[str, Any], overrides: list[str], folders: list[Path], in_sweep: bool
+) -> tuple[Settings, list[str]]:
+    """The checked settings of a run, and one line for each override that it leaves out.
+
+    Args:
+        config: composed, without `hydra`; it is changed.
+        choices: the chosen files, `hydra.runtime.choices`.
+        overrides: of this run.
+        folders: of configurations, the user's own first.
+        in_sweep: whether `++NAME=VALUE` is left out where there is no such setting.
+
+    Raises:
+        SettingError: a setting is wrong.
+    """
+    notes = leave_out_where_absent(config, choices, overrides, folders) if in_sweep else []
+    if "tuned" in config:
+        tuning.apply(config, choices, overrides)
+    return Settings.of(config, choices), notes
+
+
+def folders_of(arguments: list[str]) -> list[Path]:
+    """The folders of configurations of a command line, the user's own first."""
+    own = config_dir(arguments)
+    return [own, CONF] if own else [CONF]
+
+
 def compose_settings(*overrides: str) -> Settings:
     """The settings that `python -m sam_bench OVERRIDES` would train. Raises a SettingError if a setting is wrong."""
     store_inner_methods(CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", list(overrides), return_hydra_config=True)
-    choices = config.hydra.runtime.choices
-    with open_dict(config):
-        del config["hydra"]
-    return Settings.of(config, choices)
+    return settings_of_run(without_hydra(config), config.hydra.runtime.choices, list(overrides), [CONF], False)[0]
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A composed configuration without its node `hydra`."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

@@ -29,6 +29,19 @@ FORMAT = 1  # of result.json; results without one are of format 0, which lacks s
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "wandb")
 
 
+class Sharpness(BaseModel):
+    """The measures of `sam_bench.sharpness`; there may be more."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    kind: str
+    lambda_max: FiniteFloat
+    trace: FiniteFloat
+    loss_rise: FiniteFloat
+    m_sharpness: FiniteFloat
+    adaptive_sharpness: FiniteFloat
+
+
 class Result(BaseModel):
     """What `result.json` must hold for the tables; it holds more."""
 
@@ -55,7 +68,17 @@ class Result(BaseModel):
     peak_memory_bytes: NonNegativeInt
     extra_copies: FiniteFloat | None = None
     validation_accuracy: FiniteFloat | None = Field(default=None, ge=0, le=1)
+    validation_images: NonNegativeInt = 0
     unreadable_images: NonNegativeInt = 0
+    parameters: NonNegativeInt | None = None
+    test_seconds: FiniteFloat = 0.0
+    sharpness: Sharpness | None = None
+    inner: str | None = None
+    experiment: str | None = None
+    protocol: str | None = None
+    tuned: str | None = None
+    git_commit: str | None = None
+    versions: dict[str, str] = {}
     device: str
     precision: str
     config_hash: str
@@ -110,6 +133,28 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     files.replace(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
+def finished_epochs(folder: Path) -> int:
+    """The number of epochs in `metrics.csv`; 0 without one."""
+    try:
+        return max(0, len((folder / "metrics.csv").read_text().splitlines()) - 1)
+    except OSError:
+        return 0
+
+
+def write_error(folder: Path, error: str) -> None:
+    """`error.txt`, the line that a run ended with. The next attempt removes it."""
+    with suppress(SettingError):  # a full disk is what is being reported
+        files.replace(folder / "error.txt", f"{error}\n")
+
+
+def read_error(folder: Path) -> str:
+    """The line that a run ended with, or nothing."""
+    try:
+        return (folder / "error.txt").read_text().strip()
+    except OSError:
+        return ""
+
+
 @cache
 def versions() -> dict[str, str]:
     """Python and the installed packages that results may depend on."""
@@ -162,6 +207,7 @@ def table(result: dict[str, Any]) -> str:
         ("  expected", f"{result['expected_propagations_per_step']:.4f}"),
         ("sharpness-aware steps", f"{result['sharpness_aware_steps']} of {result['steps']}"),
         ("training alone", f"{result['seconds']:.1f} s, {result['images_per_second']:,.0f} images/s"),
+        *([("largest eigenvalue of ∇²L", f"{found['lambda_max']:.4g}")] if (found := result.get("sharpness")) else []),
         ("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB on {result['device']}"),
     ]
     width = max(len(name) for name, _ in rows)

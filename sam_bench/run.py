@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
-from sam_bench import checkpoint, files, machine, results
+from sam_bench import checkpoint, files, machine, results, sharpness
 from sam_bench.build import Training, create_dataset, create_model, create_optimizer
 from sam_bench.capture import CapturedStep, cuda_graph
 from sam_bench.checkpoint import Checkpoints
 from sam_bench.data import Batch, Data
-from sam_bench.errors import SettingError
+from sam_bench.errors import SettingError, reason
 from sam_bench.optim import BatchClosure, Descent
 from sam_bench.optim.seeding import derived_seed
 from sam_bench.settings import Settings
@@ -177,7 +178,9 @@ class Run:
         """
         folder, rows = self.settings.folder, self.rows
         is_last = self.epoch + 1 == self.settings.trainer.epochs
+        start = time.perf_counter()
         tested = self.test(is_last)
+        test_seconds = time.perf_counter() - start
         check_finite(self.losses, self.model, tested, self.epoch * self.steps_per_epoch, self.settings)
         images = self.steps_per_epoch * self.settings.trainer.batch_size
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
@@ -192,6 +195,7 @@ class Run:
             "forwards": self.optimizer.forwards,
             "sharpness_aware_steps": self.optimizer.sharpness_aware_steps,
             "seconds": seconds + (rows[-1]["seconds"] if rows else 0.0),
+            "test_seconds": test_seconds + (rows[-1]["test_seconds"] if rows else 0.0),
             "images_per_second": images / seconds,
             "seeds_at_once": seeds_at_once,
             "peak_memory_bytes": max(peak_memory, rows[-1]["peak_memory_bytes"] if rows else 0),
@@ -274,6 +278,9 @@ class Run:
             "schedule": settings.optimizer.schedule.name if settings.optimizer.schedule else None,
             "dataset": settings.dataset.label,
             "model": settings.model.name,
+            "experiment": settings.experiment,
+            "protocol": settings.protocol,
+            "tuned": settings.tuned,
             "seed": settings.seed,
             "epochs": self.epoch,
             "steps": steps,
@@ -292,6 +299,7 @@ class Run:
             "expected_propagations_per_step": self.optimizer.expected_propagations_per_step,
             "sharpness_aware_steps": last["sharpness_aware_steps"],
             "seconds": last["seconds"],
+            "test_seconds": last["test_seconds"],
             "compile_seconds": self.compile_seconds,  # not part of `seconds`
             "images_per_second": steps * settings.trainer.batch_size / last["seconds"],
             "peak_memory_bytes": last["peak_memory_bytes"],
@@ -306,6 +314,9 @@ class Run:
             "machine_changes": self.machine_changes,
             "git_commit": results.git_commit(),
         }
+        if settings.sharpness != "none":
+            data = sharpness.sample(self.dataset, settings.sharpness)
+            self.result["sharpness"] = sharpness.measure(self.model, *data, settings.sharpness)
         results.write_result(settings.folder, self.result)
 
     @contextmanager
@@ -339,8 +350,13 @@ class Run:
             self.tracker = Tracker(self.settings, folder)
             for row in self.rows:
                 self.tracker.log(row)
+            (folder / "error.txt").unlink(missing_ok=True)
             try:
                 yield
+            except Exception as error:
+                if self.result is None:
+                    results.write_error(folder, reason(error))
+                raise
             finally:
                 try:
                     self.checkpoints.close()  # after an error or an interrupt, the last finished epoch is written here

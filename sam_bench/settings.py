@@ -177,6 +177,10 @@ class Settings(Strict):
     optimizer: OptimizerSettings
     trainer: TrainerSettings
     logger: LoggerSettings
+    sharpness: Literal["none", "cheap", "full"] = "none"
+    experiment: str | None = None  # the chosen file, for tables and dashboards alone
+    protocol: str | None = None
+    tuned: str | None = None  # where the method's settings come from, see `sam_bench.tuning`
 
     @model_validator(mode="after")
     def _last_seed(self) -> Self:
@@ -209,6 +213,7 @@ class Settings(Strict):
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingError(f"{name}={value}: should be a finite number")
         values.pop("schedule", None)
+        values |= {"experiment": choices.get("experiment"), "protocol": choices.get("protocol")}
         for group in ("dataset", "model", "optimizer", "optimizer.base", "optimizer.inner", "optimizer.schedule"):
             _name(values, group, choices)
         for method in (values["optimizer"], values["optimizer"].get("inner")):
@@ -244,13 +249,13 @@ class Settings(Strict):
         return [self.model_copy(update={"seed": self.seed + i}) for i in range(self.trainer.seeds)]
 
     def dump(self) -> dict[str, Any]:
-        """All settings as plain values, for config.yaml."""
-        return self.model_dump(mode="json", by_alias=True)
+        """What was set, as plain values, for config.yaml; `model_validate` reads it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def identity(self) -> dict[str, Any]:
         """What defines a run except its seed: not locations, logging or settings that do not affect its result."""
-        identity = self.dump()
-        for elsewhere in ("seed", "runs", "logger"):
+        identity = self.model_dump(mode="json", by_alias=True)
+        for elsewhere in ("seed", "runs", "logger", "sharpness", "experiment", "protocol", "tuned"):
             del identity[elsewhere]
         for way in ("seeds", "checkpoint_minutes"):
             del identity["trainer"][way]

@@ -30,8 +30,13 @@ class Tracker:
             resume="allow",
             group=settings.cell,
             job_type=settings.optimizer.name,
-            tags=[settings.dataset.label, settings.model.name, *settings.logger.tags],
-            config=settings.dump(),
+            tags=[
+                *(tag for tag in (settings.experiment, settings.protocol) if tag),
+                *(settings.dataset.label, settings.model.name),
+                *settings.logger.tags,
+            ],
+            # a panel can only be grouped by a key of the config
+            config={**settings.dump(), "cell": settings.cell, "group": settings.cell},
             reinit="create_new",  # the runs of several seeds are open side by side
             settings=wandb.Settings(silent=True, console="off"),
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sam_bench import machine
+from sam_bench import machine, results
 from sam_bench.capture import is_capturable
 from sam_bench.errors import SettingError, reason
 from sam_bench.optim import RST, ArgumentError, BatchClosure
@@ -69,6 +69,7 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                     row = run.end(seconds, len(together), peak_memory)
                 except SettingError as error:
                     failures.append(error)
+                    results.write_error(run.settings.folder, str(error))
                     runs.remove(run)
                     run.release()
                     continue

@@ -186,7 +186,7 @@ def test_help_names_the_groups_without_importing_torch():
 def test_an_installed_wheel_works_from_an_empty_folder(tmp_path):
     """conf/ and experiments/ travel in it. The environment's own packages serve it; only sam_bench is installed."""
     source = tmp_path / "source"  # a build leaves folders behind
-    for name in ("conf", "experiments", "sam_bench"):
+    for name in ("conf", "experiments", "hydra_plugins", "sam_bench"):
         shutil.copytree(REPOSITORY / name, source / name)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(REPOSITORY / name, source)

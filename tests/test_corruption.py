@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam_bench import checkpoint, report, results
+from sam_bench import checkpoint, results
 from sam_bench.errors import SettingError
+from sam_bench.report import tables
+from sam_bench.report.cells import collect, panels
 from tests.command import TINY, settings
 from tests.test_errors import change_checkpoint, one_line
 
@@ -204,9 +206,10 @@ def test_the_report_leaves_out_a_bad_result_and_prints_the_rest(command, capfd, 
     command("-m", *TINY, "trainer.epochs=1", "optimizer=sgd", "seed=0,1")
     bad, good = (folder / "result.json" for folder in command.folders())
     change_result(bad, change)
-    (cell,) = report.collect([command.runs])
-    assert [run["seed"] for run in cell] == [1]
-    assert report.table([cell]).count("\n") == 2
+    (cell,) = collect([command.runs])
+    assert [run["seed"] for run in cell.runs] == [1]
+    (panel,) = panels([cell])
+    assert len(tables.table(panel).rows) == 1
     err = capfd.readouterr().err
     assert err.startswith(f"warning: {bad}: is not a valid result ({message}")
     assert err.count("\n") == 1
@@ -222,7 +225,7 @@ def test_deep_or_odd_json_is_named(command, capfd, text):
     command("-m", *TINY, "trainer.epochs=1", "optimizer=sgd", "seed=0,1")
     bad = command.folders()[0] / "result.json"
     bad.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert len(report.collect([command.runs])[0]) == 1
+    assert len(collect([command.runs])[0].runs) == 1
     assert f"warning: {bad}: is not a valid result" in capfd.readouterr().err
 
 
@@ -232,7 +235,7 @@ def test_deep_settings_are_named(command, capfd):
     bad = command.folders()[0] / "result.json"
     deep = '{"a":' * 980 + "1" + "}" * 980
     bad.write_text(bad.read_text().replace('"config": {', f'"config": {{"deep": {deep},', 1))
-    assert len(report.collect([command.runs])[0]) == 1
+    assert len(collect([command.runs])[0].runs) == 1
     assert f"warning: {bad}: is not a valid result" in capfd.readouterr().err
 
 
@@ -245,20 +248,23 @@ def test_names_cannot_break_the_table(command):
         "device": "| |\r\n",
     }
     change_result(command.folders()[0] / "result.json", changes)
-    lines = report.table(report.collect([command.runs])).splitlines()
-    assert len(lines) == 4
-    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
-    assert "<script" not in "".join(lines)
+    found = [tables.table(panel) for panel in panels(collect([command.runs]))]
+    text = tables.markdown(found)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 6  # two data sets: two tables of one row
+    assert all(len({line.replace("\\|", "").count("|") for line in part}) == 1 for part in (lines[:3], lines[3:]))
+    assert "<script" not in text
+    assert r"$<$script$>$" in tables.latex(found)
 
 
 def test_the_report_command_continues_past_a_bad_file(command):
     command("-m", *TINY, "trainer.epochs=1", "optimizer=sgd", "seed=0,1")
     bad = command.folders()[0] / "result.json"
     bad.write_text("{")
-    line = [sys.executable, "-m", "sam_bench.report", command.runs]
+    line = [sys.executable, "-m", "sam_bench.report", "--table", command.runs]
     done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0
-    assert done.stdout.count("\n") == 3
+    assert done.stdout.count("| sgd |") == 1
     assert done.stderr.startswith(f"warning: {bad}: is not a valid result")
     for each in command.folders():
         (each / "result.json").write_text("{")

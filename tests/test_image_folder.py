@@ -163,12 +163,12 @@ def test_changed_contents_are_another_run(image_folder, command):
 
 
 def test_a_renamed_folder_is_another_run_that_reports_accept(image_folder, command):
-    from sam_bench import report
+    from sam_bench.report.cells import collect
 
     assert command(*names(image_folder))[0] == 0
     renamed = image_folder.rename(image_folder.with_name("animals"))
     assert "finished before" not in command(*names(renamed))[1]
-    assert len(report.collect([command.runs])) == 2
+    assert len(collect([command.runs])) == 2
 
 
 def test_equal_names_and_sizes_with_other_pixels_are_another_run(tmp_path):
@@ -461,13 +461,13 @@ def test_a_method_that_remembers_images_needs_to_know_them(image_folder, command
 
 
 def test_two_folders_of_one_name_are_told_apart(image_folder, command):
-    from sam_bench import report
+    from sam_bench.report.cells import collect, panels
 
     command(*names(image_folder, "optimizer=sgd"))
     other = image_folder.with_name("elsewhere") / "pets"
     shutil.copytree(image_folder, other)
     save_image(other / "train" / "cat" / "another.png", 0)
     command(*names(other, "optimizer=sgd"))
-    *_, one, two = report.table(report.collect([command.runs])).splitlines()
-    contents = [re.search(r"dataset\.contents=(\w{10})", row)[1] for row in (one, two)]
+    one, two = panels(collect([command.runs]))  # which are not compared with each other
+    contents = [re.match(r"pets \((\w{10})\), ", panel.title)[1] for panel in (one, two)]
     assert contents[0] != contents[1]

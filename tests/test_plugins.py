@@ -60,8 +60,9 @@ def test_all_four_together_resumed_and_reported(project):
     assert "seed 0 continues after epoch 2 of 2" in again
     assert json.loads((folder / "result.json").read_text())["test_loss"] == last
     assert "finished before" in sam_bench(project, *everything)
-    report = python(project, "-m", "sam_bench.report", "runs")
-    assert "| mine, 160 images | mine | rst | cosine optimizer.inner.name=mine |" in report
+    report = python(project, "-m", "sam_bench.report", "--table", "runs")
+    assert "**mine, 160 training images, mine, " in report
+    assert "| rst cosine(k=2) inner.name=mine |" in report
 
 
 def test_alone_and_in_a_sweep(project):

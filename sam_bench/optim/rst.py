@@ -26,6 +26,16 @@ from sam_bench.optim.descent import Descent
 from sam_bench.optim.schedules import Schedule
 
 
+def probability(schedule: Schedule, t: int, total_steps: int, warmup_steps: int = 0) -> float:
+    """The probability of a sharpness-aware step at step t (0-based)."""
+    return schedule(min(t / total_steps, 1.0)) if t >= warmup_steps else 0.0
+
+
+def draw(seed: int, t: int, p: float) -> bool:
+    """Draw X_t ~ Bernoulli(p) from the seed and the step alone."""
+    return random.Random((seed << 64) + t).random() < p
+
+
 class RST(Descent):
     """RST around `inner`, any sharpness-aware optimizer.
 
@@ -76,11 +86,11 @@ class RST(Descent):
 
     def p(self, t: int) -> float:
         """The probability of a sharpness-aware step at step t (0-based)."""
-        return self.schedule(min(t / self.total_steps, 1.0)) if t >= self.warmup_steps else 0.0
+        return probability(self.schedule, t, self.total_steps, self.warmup_steps)
 
     def draw(self, t: int) -> bool:
         """X_t. Any t may be asked for at any time."""
-        return random.Random((self.seed << 64) + t).random() < self.p(t)
+        return draw(self.seed, t, self.p(t))
 
     def samples(self, closure: Closure) -> SampleClosure:
         """The closure, if it can tell samples apart, which the inner method may need."""

@@ -1,0 +1,1 @@
+"""From `result.json` and `metrics.csv` to tables, statistics, figures and a page. Imports no torch."""

@@ -1,0 +1,235 @@
+"""Finished runs as cells (all seeds of one setting) and panels (cells of one data set, net and length of training)."""
+
+import csv
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sam_bench import results
+from sam_bench.errors import SettingError
+from sam_bench.settings import leaves, shown
+
+BASE = "optimizer.base.name"
+
+# settings that the title of a panel or a column states, by the end of their names
+NAMED = (
+    *("_target_", "schedule.name", "model.name", "model.architecture"),
+    *("dataset.name", "dataset.root", "dataset.folder", "dataset.contents", "dataset.subset", "dataset.validation"),
+    *("dataset.cutout", "trainer.epochs", "trainer.batch_size", "trainer.precision"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one setting on one device, ordered by seed, and their folders."""
+
+    runs: list[dict[str, Any]]
+    folders: list[Path]
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """Any of its runs, for what all have in common."""
+        return self.runs[0]
+
+    @property
+    def optimizer(self) -> str:
+        """The name of the method."""
+        return self.first["optimizer"]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its dotted name."""
+        return dict(leaves(self.first["config"]))
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the base optimizer alone."""
+        return self.settings.get(BASE) == self.optimizer
+
+    @property
+    def cost(self) -> float:
+        """Counted cost per step, SGD's is 1: propagations, and a forward pass alone as a third."""
+        return self.mean(lambda run: run["propagations_per_step"] + run["forwards_per_step"] / 3)
+
+    def by_seed(self, key: str, scale: float = 1.0) -> dict[int, float]:
+        """A number of each run; runs without it are left out."""
+        return {run["seed"]: scale * run[key] for run in self.runs if run.get(key) is not None}
+
+    def mean(self, value: Callable[[dict[str, Any]], float]) -> float:
+        """The mean over the seeds."""
+        return statistics.mean(map(value, self.runs))
+
+    @cached_property
+    def metrics(self) -> list[list[dict[str, float]]]:
+        """The rows of `metrics.csv` of each run; a run without that file has none."""
+        return [_metrics(folder / "metrics.csv") for folder in self.folders]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Cells that are compared with each other.
+
+    Attributes:
+        title: what they have in common.
+        cells: ordered by cost.
+        labels: the method and the settings that tell a cell from the others.
+        base: index of the base optimizer alone, if there is just one; differences are taken from it.
+        sam: index of SAM, if there is just one.
+    """
+
+    title: str
+    cells: list[Cell]
+    labels: list[str] = field(default_factory=list)
+    base: int | None = None
+    sam: int | None = None
+
+    @property
+    def metric(self) -> str:
+        """What cells are compared by: validation accuracy in a tuning, else test accuracy."""
+        return "validation_accuracy" if all(run.get("validation_accuracy") for run in self.runs) else "test_accuracy"
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs."""
+        return [run for cell in self.cells for run in cell.runs]
+
+    @property
+    def accuracies(self) -> list[dict[int, float]]:
+        """The accuracy of each cell by seed, in %."""
+        return [cell.by_seed(self.metric, 100) for cell in self.cells]
+
+
+def collect(folders: list[Path]) -> list[Cell]:
+    """The finished runs under the folders. A broken one is left out with a warning.
+
+    Raises a SettingError if a folder has none, or two have the same setting and seed.
+    """
+    cells: dict[tuple[str, ...], dict[int, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
+    for folder in folders:
+        found = False
+        for path in sorted(folder.rglob("result.json")):
+            try:
+                result = results.read(path.parent)
+            except SettingError as error:
+                print(f"warning: {error}", file=sys.stderr)
+                continue
+            if result is None:  # it was there a moment ago
+                continue
+            found = True
+            seeds = cells[result["config_hash"], result["device"]]
+            before, _ = seeds.setdefault(result["seed"], (path, result))
+            if before.resolve() != path.resolve():
+                raise SettingError(f"{path}: is the same setting and seed as {before}; give one of the two folders")
+        if not found:
+            raise SettingError(f"{folder}: no finished run in it (a folder with result.json)")
+    ordered = [[seeds[seed] for seed in sorted(seeds)] for seeds in cells.values()]
+    return [Cell([result for _, result in each], [path.parent for path, _ in each]) for each in ordered]
+
+
+def panels(cells: Sequence[Cell]) -> list[Panel]:
+    """The cells by what they may be compared in."""
+    groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[_compared_in(cell)].append(cell)
+    found = []
+    for key in sorted(groups, key=str):
+        group = sorted(groups[key], key=lambda cell: (round(cell.cost, 1), cell.optimizer, cell.first["config_hash"]))
+        labels = [label(cell, group) for cell in group]
+        of_device = Counter(labels)
+        labels = [
+            f"{text} on {cell.first['device']}" if of_device[text] > 1 else text
+            for text, cell in zip(labels, group, strict=True)
+        ]
+        bases = Counter(cell.settings.get(BASE) for cell in group)
+        common = bases.most_common(1)[0][0]
+        base = [i for i, cell in enumerate(group) if cell.is_base and cell.optimizer == common]
+        sam = [i for i, cell in enumerate(group) if cell.optimizer == "sam" and cell.settings.get(BASE) == common]
+        sam = [i for i in sam if group[i].settings.get("optimizer.ascent_share", 1) == 1]
+        found.append(
+            Panel(_title(key), group, labels, base[0] if len(base) == 1 else None, sam[0] if len(sam) == 1 else None)
+        )
+    return found
+
+
+def _compared_in(cell: Cell) -> tuple[Any, ...]:
+    run, settings = cell.first, cell.settings
+    return (
+        run["dataset"],
+        run["train_images"],
+        settings.get("dataset.contents"),
+        run.get("validation_images") or 0,
+        settings.get("dataset.cutout") or 0,
+        run["model"],
+        run.get("parameters"),
+        run["epochs"],
+        settings.get("trainer.batch_size"),
+    )
+
+
+def _title(key: tuple[Any, ...]) -> str:
+    dataset, images, contents, validation, cutout, model, parameters, epochs, batch_size = key
+    parts = [
+        f"{dataset} ({contents})" if contents else dataset,
+        f"{images:,} training images",
+        f"{validation:,} validation images" if validation else "",
+        f"cutout {cutout}" if cutout else "",
+        model,
+        f"{parameters:,} parameters" if parameters else "",
+        f"{epochs} epochs",
+        f"batch {batch_size}" if batch_size else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def label(cell: Cell, group: Sequence[Cell]) -> str:
+    """The method, its schedule and the settings that tell it from the other cells of its panel."""
+    same = [other.settings for other in group if other.optimizer == cell.optimizer]
+    varied = varied_settings(cell.settings, same, [other.settings for other in group])
+    schedule = cell.first["schedule"]
+    of_schedule = [key for key in cell.settings if ".schedule." in f".{key}" and not key.endswith(NAMED)]
+    if schedule and cell.optimizer in ("rst", "grst"):  # short and always stated: schedule.p as p
+        varied = [key for key in varied if key not in of_schedule]
+        values = ", ".join(f"{key.rpartition('.')[2]}={shown(cell.settings[key])}" for key in of_schedule)
+        schedule = f"{schedule}({values})"
+    tuned = f"tuned ({cell.first['tuned']})" if cell.first.get("tuned") else ""
+    settings = [f"{key.removeprefix('optimizer.')}={shown(cell.settings[key])}" for key in varied]
+    return " ".join(filter(None, [cell.optimizer, schedule, *settings, tuned]))
+
+
+def varied_settings(
+    mine: dict[str, Any], same_optimizer: Sequence[dict[str, Any]], neighbors: Sequence[dict[str, Any]]
+) -> list[str]:
+    """The settings that tell a row from others of its optimizer, or that most rows beside it have otherwise.
+
+    The latter are those of the data set, the trainer and the base optimizer, and an inner method other than SAM.
+    """
+    bases = [other for other in neighbors if other.get(BASE) == mine.get(BASE)]
+
+    def most_have_another(key: str) -> bool:
+        if not key.startswith(("dataset.", "trainer.", "optimizer.base.")):
+            return key == "optimizer.inner.name" and mine[key] != "sam"
+        others = bases if key.startswith("optimizer.base.") and key != BASE else neighbors
+        values = [other[key] for other in others if key in other]
+        return mine[key] != max(values, key=values.count)
+
+    return [
+        key
+        for key in mine
+        if not key.endswith(NAMED)
+        and (key != BASE or mine[key] != mine["optimizer.name"])
+        and (any(other.get(key) != mine[key] for other in same_optimizer) or most_have_another(key))
+    ]
+
+
+def _metrics(path: Path) -> list[dict[str, float]]:
+    try:
+        with path.open(newline="") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error):
+        print(f"warning: {path}: cannot be read; its curve is left out", file=sys.stderr)
+        return []

@@ -1,0 +1,623 @@
+"""The figures of a panel, drawn with matplotlib: as SVG inside the page, and as SVG and PDF files."""
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+from sam_bench.report.cells import NAMED, Cell, Panel
+from sam_bench.report.statistics import Interval
+from sam_bench.report.tables import SHARPNESS, Row, Table, sharpness
+
+INK = "#010203"  # a color of its own, which the page replaces with that of its text
+WIDTH = 7.2  # inches
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.alpha": 0.18,
+    "grid.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "pdf.fonttype": 42,
+}
+# readable on white and on black; neighbors in the list are far apart, for people who see fewer colors, too
+COLORS = ("#0090d4", "#e07b00", "#00a878", "#c65bb2", "#d04a35", "#8a8f00", "#7d76e0", "#b8860b", "#3aa0a0", "#a0616a")
+MARKERS = "osD^vP*X<>hp"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure.
+
+    Attributes:
+        name: of its files, unique within a panel.
+        options: what was chosen for it, such as {"x": "seconds"}; figures of one `family` are alternatives.
+        svg: to be put inside a page.
+    """
+
+    family: str
+    name: str
+    caption: str
+    options: dict[str, str]
+    svg: str
+    files: dict[str, bytes] = field(repr=False, default_factory=dict)
+
+
+def figures(table: Table) -> list[Figure]:
+    """Every figure that the results of a panel have numbers for."""
+    families = (
+        *(accuracy_against_cost, gains, seeds, curves, accuracy_against_setting),
+        *(schedules, accuracy_against_sharpness, sensitivity, surfaces),
+    )
+    with matplotlib.rc_context(STYLE):
+        return [figure for family in families for figure in family(table)]
+
+
+def slug(text: str) -> str:
+    """A part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+class Canvas:
+    """A figure being drawn: axes, and the cells that its parts belong to."""
+
+    def __init__(self, height: float, columns: int = 1) -> None:
+        self.drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
+        self.axes: list[Axes] = list(np.atleast_1d(self.drawing.subplots(1, columns)))
+        self.cells: dict[str, tuple[int, str]] = {}
+
+    def of_cell(self, artist: Any, index: int, text: str) -> None:
+        """Mark what belongs to a cell: the page highlights it, and shows `text` when it is pointed at."""
+        name = f"cell-{index}-{len(self.cells)}"
+        artist.set_gid(name)
+        self.cells[name] = index, text
+
+    def finished(self, family: str, table: Table, title: str, options: dict[str, str], caption: str) -> Figure:
+        """Save it."""
+        name = "-".join([family, *(slug(value)[:24].strip("-") for value in options.values())])
+        where = f"{table.panel.title}; {precision_and_device(table.panel.cells)}"
+        text = f"{caption} Settings: {where}."
+        inline = self._saved("svg", name)
+        self.drawing.supxlabel(_wrapped(text), fontsize=6.5, x=0.01, ha="left")  # the settings, in the files
+        plain = self._saved("svg", name).replace(INK, "#222222")
+        files = {"svg": plain.encode(), "pdf": self._saved_pdf()}
+        return Figure(family, name, text, options, self._for_page(inline, title), files)
+
+    def _saved(self, kind: str, name: str) -> str:
+        with matplotlib.rc_context({"svg.hashsalt": name}):
+            buffer = io.BytesIO()
+            self.drawing.savefig(buffer, format=kind, metadata={"Date": None})
+        return buffer.getvalue().decode()
+
+    def _saved_pdf(self) -> bytes:
+        buffer = io.BytesIO()
+        self.drawing.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+        return buffer.getvalue()
+
+    def _for_page(self, svg: str, title: str) -> str:
+        svg = svg[svg.index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
+        svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2).replace(INK, "currentColor")
+        svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+        for name, (index, text) in self.cells.items():
+            svg = svg.replace(
+                f'<g id="{name}">', f'<g class="cell" data-cell="{index}" data-text="{html.escape(text)}">', 1
+            )
+        used = set(re.findall(r"[\"(]#([^\")]+)[\")]", svg))
+        return re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+
+
+def _wrapped(text: str, width: int = 130) -> str:
+    lines, line = [], ""
+    for word in text.split():
+        if len(line) + len(word) > width:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}".strip()
+    return "\n".join([*lines, line]).replace("$", r"\$")
+
+
+def precision_and_device(cells: Sequence[Cell]) -> str:
+    """Those of all cells, and their seeds."""
+    devices = ", ".join(dict.fromkeys(f"{cell.first['device']}, {cell.first['precision']}" for cell in cells))
+    counts = sorted({len(cell.runs) for cell in cells})
+    return f"{devices}; n = {counts[0]}" if len(counts) == 1 else f"{devices}; n = {counts[0]} to {counts[-1]}"
+
+
+def kind(row: Row) -> tuple[str, ...]:
+    """What has a color and a marker of its own: a method, with its inner method and its family of schedules."""
+    run = row.cell.first
+    return run["optimizer"], run.get("inner") or "", run["schedule"] or ""
+
+
+def _number(table: Table, row: Row) -> int:
+    return sorted({kind(each) for each in table.rows}).index(kind(row))
+
+
+def color(table: Table, row: Row) -> str:
+    """The color of a method, the same in all figures of a panel; that of the text for the base optimizer and SAM."""
+    plain = row.cell.is_base or row.cell.optimizer == "sam"
+    return INK if plain else COLORS[_number(table, row) % len(COLORS)]
+
+
+def marker(table: Table, row: Row) -> str:
+    """The marker of a method."""
+    return MARKERS[_number(table, row) % len(MARKERS)]
+
+
+def shown(text: str) -> str:
+    """Text of a user's, which matplotlib is not to read as a formula."""
+    return text.replace("$", r"\$")
+
+
+def short(text: str, length: int = 34) -> str:
+    """A label in a plot; the page shows all of it when the cell is pointed at."""
+    return shown(text if len(text) <= length else text[: length - 1].rstrip() + "…")
+
+
+def name_at(axes: Axes, text: str, x: float, y: float, tone: str) -> None:
+    """Write a label to the right of a point."""
+    axes.annotate(short(text), (x, y), (4, 0), textcoords="offset points", fontsize=7, color=tone, va="center")
+
+
+def described(row: Row) -> str:
+    """What is shown when a cell is pointed at."""
+    bounds = "" if math.isinf(row.accuracy.low) else f" [{row.accuracy.low:.2f}, {row.accuracy.high:.2f}]"
+    accuracy = f"{row.accuracy.estimate:.2f} %{bounds}"
+    return f"{row.label}: {accuracy}, counted cost {row.cell.cost:.3f}, n = {len(row.cell.runs)}"
+
+
+def accuracy_name(panel: Panel) -> str:
+    """The name of an axis."""
+    return f"{panel.metric.partition('_')[0]} accuracy, %"
+
+
+def error_bars(interval: Interval) -> list[list[float]] | None:
+    """For matplotlib; None without an interval."""
+    if math.isinf(interval.low):
+        return None
+    return [[interval.estimate - interval.low], [interval.high - interval.estimate]]
+
+
+def references(axes: Axes, table: Table) -> None:
+    """Lines at the accuracies of the base optimizer and of SAM."""
+    for index, dashes in ((table.panel.base, (4, 2)), (table.panel.sam, (1, 2))):
+        if index is not None:
+            row = table.rows[index]
+            axes.axhline(row.accuracy.estimate, color=INK, lw=0.9, dashes=dashes, alpha=0.7)
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other one beats at the same or a lower cost, by cost."""
+    kept: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not kept or points[i][1] > points[kept[-1]][1]:
+            kept.append(i)
+    return kept
+
+
+def accuracy_against_cost(table: Table) -> Iterator[Figure]:
+    """Accuracy and losses against the counted cost and against the time, with the frontier."""
+    base = table.panel.base
+    seconds = table.rows[base].cell.mean(lambda run: run["seconds"]) if base is not None else None
+    axes_x = {"counted cost per step (SGD = 1)": lambda cell: cell.cost}
+    if seconds and len({cell.first["device"] for cell in table.panel.cells}) == 1:
+        axes_x["training time over the base optimizer's"] = lambda cell: cell.mean(lambda r: r["seconds"]) / seconds
+    axes_y = {
+        accuracy_name(table.panel): (table.panel.metric, 100),
+        "test loss": ("test_loss", 1),
+        "train loss": ("train_loss", 1),
+    }
+    for x_name, x_of in axes_x.items():
+        for y_name, (key, scale) in axes_y.items():
+            canvas = Canvas(4.2)
+            (axes,) = canvas.axes
+            points = []
+            for i, row in enumerate(table.rows):
+                values = row.cell.by_seed(key, scale)
+                x, y = x_of(row.cell), float(np.mean(list(values.values())))
+                points.append((x, y if scale == 100 else -y))
+                dots = axes.plot(
+                    [x] * len(values), list(values.values()), ".", ms=3, color=color(table, row), alpha=0.5
+                )
+                canvas.of_cell(dots[0], i, described(row))
+                bars = error_bars(row.accuracy) if scale == 100 else None
+                mark = axes.errorbar(
+                    x, y, yerr=bars, fmt=marker(table, row), ms=6, color=color(table, row), lw=0.8, capsize=2
+                )
+                canvas.of_cell(mark.lines[0], i, described(row))
+            best = frontier(points)
+            line = [(points[i][0], abs(points[i][1])) for i in best]
+            axes.step(*zip(*line, strict=True), where="post", color=INK, lw=0.8, alpha=0.5, zorder=0)
+            if scale == 100:
+                references(axes, table)
+            axes.set(xlabel=x_name, ylabel=y_name)
+            axes.margins(x=0.05)
+            named = {*best, *(i for i in (table.panel.base, table.panel.sam) if i is not None)}
+            if sum(len(row.label) for row in table.rows) <= 400:  # room for all
+                named = set(range(len(table.rows)))
+            label_points(canvas, table, {i: (points[i][0], abs(points[i][1])) for i in named})
+            options = {"x": x_name, "y": y_name}
+            yield canvas.finished(
+                "cost",
+                table,
+                f"{y_name} against {x_name}",
+                options,
+                "Dots are seeds, markers means with 95 % intervals. The step line is the frontier of the means: "
+                "nothing cheaper is better. Lines across: the base optimizer (dashed) and SAM (dotted).",
+            )
+
+
+def label_points(canvas: Canvas, table: Table, points: dict[int, tuple[float, float]]) -> None:
+    """Write each label to the right of its point, moved up or down where labels would overlap."""
+    (axes,) = canvas.axes
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high + 0.16 * (high - low))  # room for the labels of the last column
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    across, height = 0.13 * (right - left), (top - bottom) / 33  # of a label
+    placed: list[tuple[float, float]] = []
+    for i, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
+        at = y
+        for shift in (k * sign for k in range(40) for sign in (1, -1)):
+            at = y + shift * height / 2
+            if bottom < at < top and all(abs(at - v) >= height or abs(x - u) >= across for u, v in placed):
+                break
+        placed.append((x, at))
+        start, tone = x + 0.012 * (right - left), color(table, table.rows[i])
+        if abs(at - y) > height / 4:
+            axes.plot([x, start], [y, at], color=tone, lw=0.4, alpha=0.6)
+        text = axes.text(start, at, short(table.rows[i].label, 26), fontsize=6.5, color=tone, va="center")
+        canvas.of_cell(text, i, described(table.rows[i]))
+
+
+def _forest(table: Table, intervals: dict[int, Interval], dots: dict[int, list[float]], zero: bool) -> Canvas:
+    """Rows with dots and intervals, best at the top."""
+    order = sorted(intervals, key=lambda i: intervals[i].estimate)
+    canvas = Canvas(1.1 + 0.22 * len(order))
+    (axes,) = canvas.axes
+    for place, i in enumerate(order):
+        row, interval = table.rows[i], intervals[i]
+        tone = color(table, row)
+        line = axes.plot(dots[i], [place] * len(dots[i]), ".", ms=4, color=tone, alpha=0.55)
+        canvas.of_cell(line[0], i, described(row))
+        bars = axes.errorbar(
+            interval.estimate,
+            place,
+            xerr=error_bars(interval),
+            fmt=marker(table, row),
+            ms=5,
+            color=tone,
+            lw=1.2,
+            capsize=2,
+        )
+        canvas.of_cell(bars.lines[0], i, f"{row.label}: {interval.estimate:+.2f}" if zero else described(row))
+        for theirs in [] if zero else row.published[:1]:
+            axes.plot(theirs.accuracy, place, "d", mfc="none", color=tone, ms=7)
+    axes.set_yticks(range(len(order)), [short(table.rows[i].label) for i in order], fontsize=7.5)
+    axes.grid(axis="y", visible=False)
+    if zero:
+        axes.axvline(0, color=INK, lw=0.9)
+    return canvas
+
+
+def seeds(table: Table) -> Iterator[Figure]:
+    """Every seed of every cell, with intervals and published figures."""
+    intervals = {i: row.accuracy for i, row in enumerate(table.rows)}
+    dots = {i: list(row.cell.by_seed(table.panel.metric, 100).values()) for i, row in enumerate(table.rows)}
+    canvas = _forest(table, intervals, dots, False)
+    canvas.axes[0].set_xlabel(accuracy_name(table.panel))
+    has_published = any(row.published for row in table.rows)
+    extra = " Open diamonds are published figures, whose sources and settings are listed below." * has_published
+    caption = f"Dots are seeds, markers means with 95 % t intervals, standard deviation pooled over all rows.{extra}"
+    yield canvas.finished("seeds", table, f"{accuracy_name(table.panel)} by method", {}, caption)
+
+
+def gains(table: Table) -> Iterator[Figure]:
+    """Differences from the base optimizer and from SAM."""
+    for name, which, index in (("base", "gain", table.panel.base), ("SAM", "over_sam", table.panel.sam)):
+        if index is None or len(table.rows) < 2:
+            continue
+        reference = table.rows[index]
+        intervals = {i: getattr(row, which).difference for i, row in enumerate(table.rows) if getattr(row, which)}
+        theirs = reference.cell.by_seed(table.panel.metric, 100)
+        mine = {i: table.rows[i].cell.by_seed(table.panel.metric, 100) for i in intervals}
+        dots = {i: [value - theirs[seed] for seed, value in mine[i].items() if seed in theirs] for i in intervals}
+        canvas = _forest(table, intervals, dots, True)
+        label = f"gain over {reference.label}, percentage points"
+        canvas.axes[0].set_xlabel(shown(label))
+        caption = (
+            "Markers are differences of means with Dunnett's intervals, which hold together with 95 %; dots are "
+            "differences of equal seeds. An interval that includes 0: not distinguishable."
+        )
+        yield canvas.finished("gain", table, label, {"over": f"{reference.label} ({name})"}, caption)
+
+
+def curves(table: Table) -> Iterator[Figure]:
+    """What is measured after each epoch, against the propagations so far; the mean over the seeds."""
+    part = table.panel.metric.partition("_")[0]
+    for key, name, scale in (
+        (f"{part}_accuracy", f"{part} accuracy, %", 100),
+        (f"{part}_loss", f"{part} loss", 1),
+        ("train_loss", "train loss", 1),
+    ):
+        for x_key, x_name in (("propagations", "propagations"), ("seconds", "seconds of training")):
+            lines = []
+            for i, row in enumerate(table.rows):
+                runs = [[line for line in run if key in line and x_key in line] for run in row.cell.metrics]
+                length = min((len(run) for run in runs), default=0)
+                if length > 1:
+                    mean = [
+                        [float(np.mean([run[at][k] for run in runs])) for at in range(length)] for k in (x_key, key)
+                    ]
+                    lines.append((i, row, mean))
+            if not lines:
+                continue
+            canvas = Canvas(4.2)
+            (axes,) = canvas.axes
+            for i, row, (x, y) in lines:
+                dashes = (4, 2) if row.cell.is_base else (1, 1.5) if row.cell.optimizer == "sam" else (None, None)
+                values = [scale * value for value in y]
+                line = axes.plot(x, values, color=color(table, row), lw=1.3, dashes=dashes)
+                canvas.of_cell(line[0], i, described(row))
+                if len(lines) <= 8 or i in (table.panel.base, table.panel.sam):
+                    name_at(axes, row.label, x[-1], values[-1], color(table, row))
+            axes.margins(x=0.1)
+            axes.set(xlabel=x_name, ylabel=name)
+            caption = "Means over the seeds after each epoch; the end of a line is the result."
+            yield canvas.finished("curves", table, f"{name} against {x_name}", {"x": x_name, "y": name}, caption)
+
+
+def accuracy_against_setting(table: Table) -> Iterator[Figure]:
+    """Accuracy against each numeric setting that a method has at three values or more."""
+    methods: dict[str, list[int]] = {}
+    for i, row in enumerate(table.rows):
+        methods.setdefault(row.cell.optimizer, []).append(i)
+    keys: dict[str, list[tuple[str, list[int]]]] = {}
+    for name, indices in methods.items():
+        for key in table.rows[indices[0]].cell.settings:
+            lines: dict[Any, list[int]] = {}
+            for i in indices:
+                settings = table.rows[i].cell.settings
+                if isinstance(settings.get(key), (int, float)) and not isinstance(settings[key], bool):
+                    others = {
+                        k: v for k, v in settings.items() if k != key and k.startswith(("optimizer.", "schedule."))
+                    }
+                    lines.setdefault(str(sorted(others.items(), key=str)), []).append(i)
+            keys.setdefault(key, []).extend((name, line) for line in lines.values() if len(line) >= 3)
+    for key, found in keys.items():
+        if not found:
+            continue
+        setting = key.removeprefix("optimizer.").removeprefix("inner.")
+        canvas = Canvas(3.8)
+        (axes,) = canvas.axes
+        for line in (line for _, line in found):
+            line = sorted(line, key=lambda i: table.rows[i].cell.settings[key])
+            rows = [table.rows[i] for i in line]
+            x = [row.cell.settings[key] for row in rows]
+            axes.plot(x, [row.accuracy.estimate for row in rows], color=color(table, rows[0]), lw=1)
+            for i, row, at in zip(line, rows, x, strict=True):
+                bars = axes.errorbar(
+                    at,
+                    row.accuracy.estimate,
+                    yerr=error_bars(row.accuracy),
+                    fmt=marker(table, row),
+                    ms=5,
+                    color=color(table, row),
+                    lw=0.8,
+                    capsize=2,
+                )
+                canvas.of_cell(bars.lines[0], i, described(row))
+            name = rows[-1].label.replace(f"{setting}={x[-1]}", "").strip()
+            name_at(axes, name, x[-1], rows[-1].accuracy.estimate, color(table, rows[0]))
+        values = [table.rows[i].cell.settings[key] for _, line in found for i in line]
+        if min(values) > 0 and max(values) / min(values) >= 20:
+            axes.set_xscale("log")
+        references(axes, table)
+        axes.margins(x=0.15)
+        axes.set(xlabel=setting, ylabel=accuracy_name(table.panel))
+        yield canvas.finished(
+            "setting",
+            table,
+            f"{accuracy_name(table.panel)} against {setting}",
+            {"setting": setting},
+            "Means over the seeds with 95 % intervals; lines join cells that differ in this setting alone.",
+        )
+
+
+def schedules(table: Table) -> Iterator[Figure]:
+    """p(t), the coin's draws of the first seed and the running count of each cell with a schedule."""
+    needed = {"epoch", "steps", "sharpness_aware_steps", "propagations"}
+    for i, row in enumerate(table.rows):
+        run, metrics = row.cell.first, [line for line in row.cell.metrics[0] if needed <= line.keys()]
+        if not run["schedule"] or not metrics:
+            continue
+        steps, tossed = run["steps"], coin(row.cell)
+        canvas = Canvas(2.8, columns=2)
+        left, right = canvas.axes
+        if tossed:
+            p, draw = tossed
+            some = np.linspace(0, steps - 1, min(steps, 400)).astype(int)
+            left.plot(some, [p(t) for t in some.tolist()], color=INK, lw=1.3)
+            heads = [t for t in some.tolist() if draw(t)]
+            left.eventplot(heads, lineoffsets=1.09, linelengths=0.08, linewidths=0.5, colors=COLORS[1])
+        before, t = 0.0, 0.0
+        for line in metrics:
+            share = (line["sharpness_aware_steps"] - before) / (line["steps"] - t)
+            dot = left.plot([(line["steps"] + t) / 2], [share], "o", ms=3.5, color=COLORS[0])
+            canvas.of_cell(dot[0], i, f"epoch {line['epoch']:.0f}: {share:.0%} of the steps sharpness-aware")
+            before, t = line["sharpness_aware_steps"], line["steps"]
+        left.set(xlabel="step", ylabel="p(t); share of draws in an epoch", ylim=(-0.04, 1.16))
+        t_all = [0.0, *(line["steps"] for line in metrics)]
+        right.plot(t_all, [0.0, *(line["propagations"] for line in metrics)], color=COLORS[0], lw=1.5)
+        right.plot([0, steps], [0, run["expected_propagations_per_step"] * steps], color=INK, lw=0.9, dashes=(4, 2))
+        right.plot([0, steps], [0, steps], color=INK, lw=0.6, alpha=0.5)
+        right.plot([0, steps], [0, 2 * steps], color=INK, lw=0.6, alpha=0.5)
+        right.set(xlabel="step", ylabel="propagations so far")
+        yield canvas.finished(
+            "schedule",
+            table,
+            f"schedule of {row.label}",
+            {"cell": row.label},
+            f"{row.label}, seed {run['seed']}. Left: p(t), and dots for the share of sharpness-aware steps that the "
+            "coin drew in each epoch; ticks above: the draws, of up to 400 steps. Right: the running count of "
+            "propagations; dashed: the expected mean over the training; thin: one and two per step.",
+        )
+
+
+def coin(cell: Cell) -> tuple[Any, Any] | None:
+    """p(t) and the draws of RST in the first run, as the optimizer computes them; None for a schedule of others."""
+    from sam_bench.optim import rst, schedules  # torch takes seconds, and few panels need it
+
+    settings, run = cell.settings, cell.first
+    family = next((name for name in vars(schedules) if name.lower() == run["schedule"]), None)
+    arguments = {
+        k.rpartition(".")[2]: v for k, v in settings.items() if ".schedule." in f".{k}" and not k.endswith(NAMED)
+    }
+    if not family:
+        return None
+    schedule = getattr(schedules, family)(**arguments)
+    warmup = settings.get("optimizer.warmup_epochs", 0) * run["steps"] // run["epochs"]
+
+    def p(t: int) -> float:
+        return rst.probability(schedule, t, run["steps"], warmup)
+
+    return p, lambda t: rst.draw(run["seed"], t, p(t))
+
+
+def accuracy_against_sharpness(table: Table) -> Iterator[Figure]:
+    """Accuracy against each measure of sharpness; a dot a seed."""
+    for key, name in SHARPNESS.items():
+        found = [(i, row, sharpness(row.cell, key)) for i, row in enumerate(table.rows)]
+        found = [each for each in found if each[2]]
+        if len(found) < 2:
+            continue
+        canvas = Canvas(4.0)
+        (axes,) = canvas.axes
+        for i, row, values in found:
+            accuracies = row.cell.by_seed(table.panel.metric, 100)
+            dots = axes.plot(
+                list(values.values()),
+                [accuracies[seed] for seed in values],
+                marker(table, row),
+                ms=5,
+                color=color(table, row),
+                alpha=0.8,
+            )
+            canvas.of_cell(dots[0], i, f"{described(row)}, {name} {np.mean(list(values.values())):.4g}")
+            name_at(axes, row.label, float(np.mean(list(values.values()))), row.accuracy.estimate, color(table, row))
+        every = [value for *_, values in found for value in values.values()]
+        if min(every) > 0 and max(every) / min(every) > 20:
+            axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.set(xlabel=name, ylabel=accuracy_name(table.panel))
+        yield canvas.finished(
+            "sharpness",
+            table,
+            f"{accuracy_name(table.panel)} against {name}",
+            {"x": name},
+            "A dot a seed. Sharpness of the last weights on a fixed part of the training data, BatchNorm frozen, in "
+            "float32.",
+        )
+
+
+def sensitivity(table: Table) -> Iterator[Figure]:
+    """The spread over the trials of a tuning."""
+    if table.panel.metric != "validation_accuracy":
+        return
+    methods: dict[str, list[int]] = {}
+    for i, row in enumerate(table.rows):
+        methods.setdefault(row.cell.optimizer, []).append(i)
+    best = {name: max(table.rows[i].accuracy.estimate for i in indices) for name, indices in methods.items()}
+    order = sorted(methods, key=lambda name: best[name])
+    canvas = Canvas(1.1 + 0.24 * len(order))
+    (axes,) = canvas.axes
+    for place, name in enumerate(order):
+        values = [table.rows[i].accuracy.estimate for i in methods[name]]
+        axes.plot([min(values), max(values)], [place, place], color=INK, lw=0.7, alpha=0.5)
+        for i, value in zip(methods[name], values, strict=True):
+            row = table.rows[i]
+            dot = axes.plot(value, place, "o", ms=7 if value == best[name] else 4, color=color(table, row))
+            canvas.of_cell(dot[0], i, described(row))
+    axes.set_yticks(range(len(order)), [shown(f"{name} ({len(methods[name])})") for name in order], fontsize=7.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(accuracy_name(table.panel))
+    yield canvas.finished(
+        "sensitivity",
+        table,
+        "spread over the trials of each method",
+        {},
+        "A dot a trial, the larger one is the best; the number of trials is in parentheses. A short line: the "
+        "method depends little on its settings.",
+    )
+
+
+def surfaces(table: Table) -> Iterator[Figure]:
+    """Filter-normalized loss surfaces around the last weights of the first seed of each cell."""
+    found_in = [(i, row, row.cell.first.get("sharpness") or {}) for i, row in enumerate(table.rows)]
+    rows = [each for each in found_in if "line" in each[2]]
+    if not rows:
+        return
+    canvas = Canvas(3.8)
+    (axes,) = canvas.axes
+    for i, row, found in rows:
+        line = axes.plot(found["line"]["distance"], found["line"]["loss"], color=color(table, row), lw=1.3)
+        canvas.of_cell(line[0], i, described(row))
+        name_at(axes, row.label, found["line"]["distance"][-1], found["line"]["loss"][-1], color(table, row))
+    axes.margins(x=0.12)
+    axes.set(xlabel="distance along a filter-normalized random direction", ylabel="train loss")
+    yield canvas.finished(
+        "surface",
+        table,
+        "loss along a line",
+        {"surface": "line, all methods"},
+        "Loss along one random direction, scaled filter by filter to the norm of the weights (Li et al., arXiv "
+        "1712.09913).",
+    )
+    for _, row, found in rows:
+        canvas = Canvas(4.0)
+        (axes,) = canvas.axes
+        at = found["plane"]["distance"]
+        loss = np.asarray(found["plane"]["loss"], dtype=float)
+        levels = np.unique(np.quantile(loss[np.isfinite(loss)], np.linspace(0, 1, 14)))
+        if len(levels) > 1:
+            lines = axes.contour(at, at, loss, levels=levels, cmap="viridis", linewidths=1)
+            axes.clabel(lines, fontsize=6.5, fmt="%.3g")
+        axes.plot(0, 0, "+", color=INK)
+        axes.set(xlabel="direction 1", ylabel="direction 2", aspect="equal")
+        yield canvas.finished(
+            "surface",
+            table,
+            f"loss around the weights of {row.label}",
+            {"surface": f"plane, {row.label}"},
+            f"{row.label}: loss over two random directions, scaled filter by filter (Li et al., arXiv 1712.09913).",
+        )
+
+
+def write(figure: Figure, folder: Path) -> dict[str, str]:
+    """Write the files of a figure into `folder`; returns their names by kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, content in figure.files.items():
+        (folder / f"{figure.name}.{kind}").write_bytes(content)
+    return {kind: f"{figure.name}.{kind}" for kind in figure.files}

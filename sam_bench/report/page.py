@@ -1,0 +1,164 @@
+"""The page of an experiment: one HTML file that loads nothing, with its tables, figures and downloads beside it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from tqdm import tqdm
+
+from sam_bench import files
+from sam_bench.configuration import CONF
+from sam_bench.report import tables
+from sam_bench.report.cells import Cell, panels
+from sam_bench.report.figures import INK, color, figures, write
+from sam_bench.report.published import how_settings_differ
+from sam_bench.report.tables import Table
+
+FAMILIES = {
+    "cost": "Accuracy against cost, with the frontier",
+    "gain": "Gain",
+    "seeds": "Every seed",
+    "curves": "Curves",
+    "setting": "Accuracy against a setting",
+    "schedule": "Schedule: p(t), the coin's draws, the running count",
+    "sharpness": "Sharpness against accuracy",
+    "sensitivity": "Sensitivity to settings",
+    "surface": "Loss surfaces",
+}
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Page:
+    """What an index says of a page."""
+
+    folder: Path
+    title: str
+    description: str
+    panels: list[str]
+    cells: int
+    runs: int
+
+
+def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
+    """Write index.html, table.md, table.tex, table.csv and figures/ of the runs into a folder.
+
+    Args:
+        cells: the finished runs.
+        folder: where to; it is made.
+        index: the address of a page of all experiments.
+    """
+    found = [tables.table(panel) for panel in panels(cells)]
+    title, runs = folder.resolve().name, [run for cell in cells for run in cell.runs]
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = [
+        _panel(table, number, folder) for number, table in enumerate(tqdm(found, "figures", disable=None, leave=False))
+    ]
+    commits = sorted({str(run.get("git_commit"))[:7] for run in runs if run.get("git_commit")})
+    facts = [
+        f"{len(runs)} runs of {len(cells)} settings",
+        f"protocol {', '.join(sorted(protocols))}"
+        if (protocols := {r["protocol"] for r in runs if r.get("protocol")})
+        else "",
+        f"torch {', '.join(sorted({str(run.get('versions', {}).get('torch')) for run in runs}))}",
+        f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}" if commits else "",
+    ]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=PackageLoader("sam_bench.report", "."))
+    page = environment.get_template("page.html").render(
+        title=title,
+        description=description(title),
+        facts=" · ".join(filter(None, facts)),
+        claims=tables.claims(found),
+        panels=shown,
+        index=index,
+        css=_source("page.css"),
+        js=_source("page.js"),
+    )
+    files.replace(folder / "index.html", page)
+    files.replace(folder / "table.md", tables.markdown(found) + "\n")
+    files.replace(folder / "table.tex", tables.latex(found))
+    files.replace(folder / "table.csv", tables.comma_separated(found))
+    return Page(folder, title, description(title), [table.panel.title for table in found], len(cells), len(runs))
+
+
+def build_index(pages: Sequence[Page], folder: Path) -> None:
+    """Write the page that links all pages."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=PackageLoader("sam_bench.report", "."))
+    rows = [
+        {**vars(page), "link": f"{page.folder.resolve().relative_to(folder.resolve())}/index.html"} for page in pages
+    ]
+    files.replace(
+        folder / "index.html", environment.get_template("index.html").render(pages=rows, css=_source("page.css"))
+    )
+
+
+def description(experiment: str) -> str:
+    """The comment that heads the file of an experiment."""
+    path = CONF / "experiment" / f"{experiment}.yaml"
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").strip())
+    return " ".join(comment)
+
+
+def _panel(table: Table, number: int, folder: Path) -> dict[str, Any]:
+    columns = tables.filled(table)
+    beside = Path("figures", str(number + 1))
+    families = []
+    for name, group in groupby(figures(table), key=lambda figure: figure.family):
+        variants = list(group)
+        choices = {
+            option: list(dict.fromkeys(each.options[option] for each in variants)) for option in variants[0].options
+        }
+        families.append(
+            {
+                "name": name,
+                "title": FAMILIES[name],
+                "choices": {option: values for option, values in choices.items() if len(values) > 1},
+                "figures": [
+                    {
+                        "options": each.options,
+                        "svg": each.svg,
+                        "caption": each.caption,
+                        "files": {kind: str(beside / name) for kind, name in write(each, folder / beside).items()},
+                    }
+                    for each in variants
+                ],
+            }
+        )
+    return {
+        "title": table.panel.title,
+        "summary": table.summary(),
+        "families": families,
+        "columns": [column.title for column in columns],
+        "rows": [
+            {
+                "index": i,
+                "color": "currentColor" if (tone := color(table, row)) == INK else tone,
+                "cells": [(column.text(row), "" if (v := column.value(row)) is None else v) for column in columns],
+            }
+            for i, row in enumerate(table.rows)
+        ],
+        "published": [
+            {
+                "label": row.label,
+                "ours": f"{row.accuracy.estimate:.2f}",
+                "theirs": str(theirs),
+                "difference": f"{row.accuracy.estimate - theirs.accuracy:+.2f}",
+                "source": theirs.source,
+                "settings": how_settings_differ(row.cell, theirs),
+            }
+            for row in table.rows
+            for theirs in row.published
+        ],
+    }
+
+
+def _source(name: str) -> str:
+    return (HERE / name).read_text()

@@ -1,0 +1,173 @@
+"""Intervals and comparisons of a table, with scipy.
+
+A table has k cells with n_i seeds each. The seeds of a cell are taken as draws from a normal distribution, and all
+cells as having one standard deviation σ, estimated with ν = Σ(n_i - 1) degrees of freedom:
+
+    s² = Σ_i Σ_j (x_ij - mean_i)² / ν
+
+There are no bootstraps or permutations: with three seeds a percentile bootstrap covers 73 % instead of 95 %, and the
+smallest p-value of an exact permutation test is 0.10.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, special, stats
+
+LEVEL = 0.95  # of all intervals
+POWER = 0.8  # of the smallest detectable difference
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The standard deviation of a table.
+
+    Attributes:
+        deviation: s, in the unit of the values.
+        freedom: ν, its degrees of freedom.
+    """
+
+    deviation: float
+    freedom: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval, in the unit of the values. Without a deviation, the interval is infinite."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def verdict(self) -> str:
+        """What the interval of a difference says: better, worse, or nothing."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "not distinguishable"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of a cell from a reference.
+
+    Attributes:
+        difference: with Dunnett's interval; all of a table's hold together with 95 %.
+        paired: the same with the interval of the differences of equal seeds, for this comparison alone; None if fewer
+            than two seeds are equal.
+        p: of a t test with the pooled deviation, not corrected.
+    """
+
+    difference: Interval
+    paired: Interval | None
+    p: float
+
+
+def pooled(cells: Sequence[Sequence[float]]) -> Pooled:
+    """The pooled standard deviation; NaN if no cell has two values."""
+    freedom = sum(len(cell) - 1 for cell in cells)
+    squares = sum(float(np.square(np.asarray(cell) - np.mean(cell)).sum()) for cell in cells)
+    return Pooled(math.sqrt(squares / freedom) if freedom else math.nan, freedom)
+
+
+def mean_interval(values: Sequence[float], spread: Pooled) -> Interval:
+    """The mean with its t interval: mean ± t s/√n."""
+    mean = float(np.mean(values))
+    if not spread.freedom:
+        return Interval(mean, -math.inf, math.inf)
+    half = stats.t.ppf((1 + LEVEL) / 2, spread.freedom) * spread.deviation / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def compare(cells: Sequence[dict[int, float]], reference: int) -> list[Comparison | None]:
+    """Every cell of a table against one of them: Dunnett's many-to-one comparison.
+
+    All intervals of a table hold at once with 95 %: the chance of any false "better" or "worse" in it is at most 5 %.
+
+    Args:
+        cells: the values of each by seed.
+        reference: which of them is the reference; its own entry of the result is None.
+    """
+    values = [list(cell.values()) for cell in cells]
+    spread = pooled(values)
+    sizes = [len(value) for value in values]
+    means = [float(np.mean(value)) for value in values]
+    has_spread = spread.freedom > 0 and spread.deviation > 0
+    others = [i for i in range(len(cells)) if i != reference]
+    limit = (
+        dunnett_limit([sizes[i] for i in others], sizes[reference], spread.freedom) if has_spread and others else 0.0
+    )
+    result: list[Comparison | None] = [None] * len(cells)
+    for i in others:
+        difference = means[i] - means[reference]
+        error = spread.deviation * math.sqrt(1 / sizes[i] + 1 / sizes[reference])
+        half = limit * error if has_spread else math.inf
+        p = float(2 * stats.t.sf(abs(difference) / error, spread.freedom)) if has_spread else math.nan
+        interval = Interval(difference, difference - half, difference + half)
+        result[i] = Comparison(interval, paired(cells[i], cells[reference]), p)
+    return result
+
+
+def dunnett_limit(sizes: Sequence[int], control: int, freedom: int) -> float:
+    """The c with P(max |t_i| ≤ c) = 95 % for the t statistics of several groups against one control.
+
+    Dunnett, J. Am. Stat. Assoc. 50 (1955) 1096: given s/σ and the mean of the control, the groups are independent, so
+    the probability is a double integral. scipy.stats.dunnett finds the same limit by random integration, to 1 % of the
+    level and in 17 seconds for 50 groups; here it is exact to 1e-4 and takes milliseconds.
+
+    Args:
+        sizes: n_i of the groups.
+        control: n of the control.
+        freedom: degrees of freedom of the pooled deviation.
+    """
+    x, x_weights = np.polynomial.hermite_e.hermegauss(80)  # the mean of the control
+    x_weights = x_weights / math.sqrt(2 * math.pi)
+    u, u_weights = np.polynomial.legendre.leggauss(120)
+    scale = np.sqrt(stats.chi2.ppf((u + 1) / 2, freedom) / freedom)[:, None]  # s/σ, by its quantiles
+
+    def too_few(limit: float) -> float:
+        inside = np.ones((len(u), len(x)))
+        for n, count in Counter(sizes).items():
+            share = math.sqrt(n / (n + control))  # the correlation of two groups is the product of theirs
+            rest = math.sqrt(1 - share**2)
+            upper, lower = (share * x + limit * scale) / rest, (share * x - limit * scale) / rest
+            inside *= (special.ndtr(upper) - special.ndtr(lower)) ** count
+        return float(u_weights / 2 @ inside @ x_weights) - LEVEL
+
+    return float(optimize.brentq(too_few, 0.1, 1000.0, xtol=1e-6))
+
+
+def paired(cell: dict[int, float], reference: dict[int, float]) -> Interval | None:
+    """The mean difference of equal seeds with its t interval, n - 1 degrees of freedom; None for fewer than two.
+
+    Equal seeds share the initial weights and the order and augmentation of the images.
+    """
+    differences = [cell[seed] - reference[seed] for seed in cell if seed in reference]
+    if len(differences) < 2:
+        return None
+    return mean_interval(differences, pooled([differences]))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: those of at most 0.05 are false with a chance of at most 5 % in all."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def detectable_difference(seeds: int, spread: Pooled) -> float:
+    """The smallest true difference of two cells that a t test finds with a power of 80 %, in the unit of the values.
+
+    It uses the pooled deviation, two-sided at 5 %, from the noncentral t distribution. `seeds` is n of each cell.
+    """
+    if not spread.freedom or seeds < 1:
+        return math.nan
+    limit = stats.t.ppf((1 + LEVEL) / 2, spread.freedom)
+
+    def missing(shift: float) -> float:
+        return stats.nct.sf(limit, spread.freedom, shift) - POWER  # and not in the wrong direction
+
+    return float(optimize.brentq(missing, 0.0, limit + 5)) * spread.deviation * math.sqrt(2 / seeds)

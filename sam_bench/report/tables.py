@@ -1,0 +1,376 @@
+"""A panel as rows of a table, and that table as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import math
+import statistics as std
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sam_bench.report.cells import Cell, Panel
+from sam_bench.report.published import Published, published
+from sam_bench.report.statistics import (
+    LEVEL,
+    Comparison,
+    Interval,
+    Pooled,
+    compare,
+    detectable_difference,
+    holm,
+    mean_interval,
+    pooled,
+)
+
+SHARPNESS = {  # in result.json under `sharpness`
+    "lambda_max": "λ max",
+    "trace": "trace",
+    "loss_rise": "loss rise",
+    "m_sharpness": "m-sharpness",
+    "adaptive_sharpness": "adaptive sharpness",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell with its statistics. Accuracies and differences are in %."""
+
+    label: str
+    cell: Cell
+    accuracy: Interval
+    gain: Comparison | None  # over the base optimizer
+    over_sam: Comparison | None
+    published: list[Published]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a panel and what holds for all of them."""
+
+    panel: Panel
+    rows: list[Row]
+    spread: Pooled
+
+    @property
+    def detectable(self) -> float:
+        """The smallest difference, in %, that two cells with the panel's smallest n show with a power of 80 %."""
+        return detectable_difference(min(len(row.cell.runs) for row in self.rows), self.spread)
+
+    def summary(self) -> list[str]:
+        """What is to be said below the table, in sentences."""
+        n = sorted({len(row.cell.runs) for row in self.rows})
+        seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+        lines = []
+        if self.spread.freedom:
+            lines.append(
+                f"Intervals are 95 % t intervals, {seeds}, with the standard deviation pooled over this table: "
+                f"{self.spread.deviation:.2f} % with {self.spread.freedom} degrees of freedom. The smallest difference "
+                f"of two rows that such a table finds with a power of 80 % is {self.detectable:.2f} %."
+            )
+        else:
+            lines.append(f"One seed each ({seeds}): there are no intervals, and no difference is claimed.")
+        for name, index, of in (
+            ("the base optimizer", self.panel.base, "gain"),
+            ("SAM", self.panel.sam, "over_sam"),
+        ):
+            if index is None or not self.spread.freedom or len(self.rows) < 2:
+                continue
+            verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
+            for row in self.rows:
+                if comparison := getattr(row, of):
+                    verdicts[comparison.difference.verdict()].append(row.label)
+            said = [f"{word}: {_named(labels)}" for word, labels in verdicts.items()]
+            lines.append(
+                f"Against {name} ({self.panel.labels[index]}), all rows together with 95 % (Dunnett): "
+                f"{'; '.join(said)}."
+            )
+        return lines
+
+
+def _named(labels: list[str]) -> str:
+    return f"{len(labels)} rows" if len(labels) > 6 else ", ".join(labels) or "none"
+
+
+def table(panel: Panel) -> Table:
+    """The statistics of a panel."""
+    accuracies = panel.accuracies
+    spread = pooled([list(cell.values()) for cell in accuracies])
+    none: list[Comparison | None] = [None] * len(panel.cells)
+    gains = none if panel.base is None else compare(accuracies, panel.base)
+    over_sam = none if panel.sam is None else compare(accuracies, panel.sam)
+    rows = [
+        Row(
+            panel.labels[i],
+            cell,
+            mean_interval(list(accuracies[i].values()), spread),
+            gains[i],
+            over_sam[i],
+            published(panel, i),
+        )
+        for i, cell in enumerate(panel.cells)
+    ]
+    return Table(panel, rows, spread)
+
+
+def claims(tables: Sequence[Table]) -> str:
+    """What stands after Holm's correction for all comparisons of all tables, in one sentence; nothing for one table."""
+    found = [
+        (comparison, f"{row.label} against {panel.labels[reference]} ({panel.title})")
+        for panel, rows in ((each.panel, each.rows) for each in tables)
+        for row in rows
+        for comparison, reference in ((row.gain, panel.base), (row.over_sam, panel.sam))
+        if comparison and reference is not None and not math.isnan(comparison.p)
+    ]
+    if len(tables) < 2 or not found:
+        return ""
+    adjusted = holm([comparison.p for comparison, _ in found])
+    said = {"better": [], "worse": []}  # type: dict[str, list[str]]
+    for (comparison, name), p in zip(found, adjusted, strict=True):
+        if p <= 1 - LEVEL:
+            said["better" if comparison.difference.estimate > 0 else "worse"].append(name)
+    return (
+        f"Of the {len(found)} comparisons on this page, these stand after Holm's correction for all of them: "
+        f"better: {'; '.join(said['better']) or 'none'}. Worse: {len(said['worse'])}."
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, its text in a row, and the number that it is sorted by and that stands in table.csv."""
+
+    title: str
+    text: Callable[[Row], str]
+    value: Callable[[Row], Any]
+    wide: bool = True  # left out of LaTeX
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """`mean ± standard deviation`, without the deviation for a single value."""
+    text = f"{std.mean(values):,.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {std.stdev(values):,.{digits}f}"
+
+
+def shown_interval(interval: Interval, signed: bool) -> str:
+    """`estimate [low, high]`."""
+    sign = "+" if signed else ""
+    text = f"{interval.estimate:{sign}.2f}"
+    return text if math.isinf(interval.low) else f"{text} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+
+
+def of_runs(key: str, digits: int, scale: float = 1.0) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
+    """A column of mean ± standard deviation of a number in `result.json`; empty where all are 0 or missing."""
+
+    def values(row: Row) -> list[float]:
+        found = list(row.cell.by_seed(key, scale).values())
+        return found if any(found) else []
+
+    return (
+        lambda row: mean_and_deviation(found, digits) if (found := values(row)) else "",
+        lambda row: std.mean(found) if (found := values(row)) else None,
+    )
+
+
+def of_sharpness(key: str) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
+    """A column of a measure of sharpness."""
+
+    def values(row: Row) -> list[float]:
+        return list(sharpness(row.cell, key).values())
+
+    def text(row: Row) -> str:
+        found = values(row)
+        digits = 0 if not found else max(0, 2 - math.floor(math.log10(max(abs(std.mean(found)), 1e-9))))
+        return mean_and_deviation(found, min(digits, 6)) if found else ""
+
+    return text, lambda row: std.mean(found) if (found := values(row)) else None
+
+
+def sharpness(cell: Cell, key: str) -> dict[int, float]:
+    """A measure of sharpness of each run that has it, by seed."""
+    return {run["seed"]: float(run["sharpness"][key]) for run in cell.runs if key in (run.get("sharpness") or {})}
+
+
+def compared(which: str) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
+    """A column of differences from a reference, with their verdict."""
+
+    def text(row: Row) -> str:
+        found: Comparison | None = getattr(row, which)
+        if found is None:
+            return ""
+        if math.isinf(found.difference.low):
+            return shown_interval(found.difference, True)
+        return f"{shown_interval(found.difference, True)} {found.difference.verdict()}"
+
+    return text, lambda row: found.difference.estimate if (found := getattr(row, which)) else None
+
+
+def paired_text(row: Row) -> str:
+    """The difference from the base optimizer with the interval of equal seeds."""
+    return shown_interval(row.gain.paired, True) if row.gain and row.gain.paired else ""
+
+
+def settings_text(row: Row) -> str:
+    """Where the method's settings come from."""
+    if tuned := row.cell.first.get("tuned"):
+        return f"tuned ({tuned})"
+    return "as stated" if "=" in row.label.partition("(")[0] + row.label.partition(")")[2] else "defaults"
+
+
+def published_text(row: Row) -> str:
+    """The published figures, with their sources."""
+    return "; ".join(f"{each} ({each.source})" for each in row.published)
+
+
+def published_difference(row: Row) -> str:
+    """Ours minus each of the published figures."""
+    return "; ".join(f"{row.accuracy.estimate - each.accuracy:+.2f}" for each in row.published)
+
+
+def columns(panel: Panel) -> list[Column]:
+    """All columns; those that are empty in a panel are left out by `filled`."""
+    part = panel.metric.partition("_")[0]
+    values = "validation" if part == "validation" else "test"
+    return [
+        Column("method", lambda row: row.label, lambda row: row.label, False),
+        Column("settings", settings_text, settings_text),
+        Column("n", lambda row: str(len(row.cell.runs)), lambda row: len(row.cell.runs), False),
+        Column(
+            f"{values} accuracy, %",
+            lambda row: mean_and_deviation(list(row.cell.by_seed(panel.metric, 100).values()), 2),
+            lambda row: row.accuracy.estimate,
+            False,
+        ),
+        Column("interval", lambda row: _bounds(row.accuracy), lambda row: row.accuracy.low),
+        Column("gain over base, %", *compared("gain"), False),
+        Column("gain, equal seeds", paired_text, lambda row: _estimate(row)),
+        Column("gain over SAM, %", *compared("over_sam"), False),
+        *([Column("test accuracy, %", *of_runs("test_accuracy", 2, 100))] if values == "validation" else []),
+        Column("propagations per step", *of_runs("propagations_per_step", 3), False),
+        Column("expected", *of_runs("expected_propagations_per_step", 3)),
+        Column("forwards per step", *of_runs("forwards_per_step", 3)),
+        Column("counted cost", lambda row: f"{row.cell.cost:.3f}", lambda row: row.cell.cost),
+        Column("seconds", *of_runs("seconds", 1), False),
+        Column("images/s", *of_runs("images_per_second", 0)),
+        Column("extra copies of the weights", *of_runs("extra_copies", 2)),
+        *(Column(title, *of_sharpness(key)) for key, title in SHARPNESS.items()),
+        Column("published, %", published_text, lambda row: row.published[0].accuracy if row.published else None),
+        Column(
+            "difference",
+            published_difference,
+            lambda row: row.accuracy.estimate - row.published[0].accuracy if row.published else None,
+        ),
+        Column(
+            "device, precision",
+            lambda row: f"{row.cell.first['device']}, {row.cell.first['precision']}",
+            lambda row: row.cell.first["device"],
+        ),
+    ]
+
+
+def _bounds(interval: Interval) -> str:
+    return "" if math.isinf(interval.low) else f"[{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _estimate(row: Row) -> float | None:
+    return row.gain.paired.estimate if row.gain and row.gain.paired else None
+
+
+def filled(found: Table) -> list[Column]:
+    """The columns of a table that are not empty."""
+    return [column for column in columns(found.panel) if any(column.text(row) for row in found.rows)]
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """Markdown, a table a panel."""
+    parts = []
+    for found in tables:
+        shown = [column for column in filled(found) if column.title not in ("counted cost", "gain, equal seeds")]
+        rows = [[column.title for column in shown], *([column.text(row) for column in shown] for row in found.rows)]
+        head, *below = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
+        lines = [head, "|" + " --- |" * len(shown), *below]
+        parts.append("\n".join([f"**{escaped(found.panel.title)}**", "", *lines, "", *found.summary()]))
+    return "\n\n".join(parts)
+
+
+def escaped(text: str) -> str:
+    """The text of a Markdown cell: one line, without cell borders or HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """LaTeX with booktabs, a table a panel; the file compiles by itself."""
+    parts = []
+    for found in tables:
+        shown = [column for column in filled(found) if not column.wide]
+        head = " & ".join(_tex(column.title) for column in shown)
+        rows = [" & ".join(_tex(column.text(row)) for column in shown) + r" \\" for row in found.rows]
+        caption = _tex(f"{found.panel.title}. {' '.join(found.summary())}")
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    rf"\caption{{{caption}}}",
+                    r"\centering\resizebox{\linewidth}{!}{%",
+                    rf"\begin{{tabular}}{{l{'r' * (len(shown) - 1)}}}",
+                    r"\toprule",
+                    rf"{head} \\",
+                    r"\midrule",
+                    *rows,
+                    r"\bottomrule",
+                    r"\end{tabular}}",
+                    r"\end{table}",
+                ]
+            )
+        )
+    preamble = (
+        "% compiles by itself; or \\input the tables into a paper that loads booktabs and graphicx\n"
+        r"\documentclass{article}"
+        "\n"
+        r"\usepackage{booktabs,graphicx}"
+        "\n"
+        r"\begin{document}"
+    )
+    return "\n\n".join([preamble, *parts, "\\end{document}\n"])
+
+
+TEX = {
+    **{each: f"\\{each}" for each in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "λ": r"$\lambda$",
+    "ρ": r"$\rho$",
+    "γ": r"$\gamma$",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+}
+
+
+def _tex(text: str) -> str:
+    """The text for LaTeX; what the standard fonts lack becomes a question mark."""
+    return "".join(TEX.get(each, each if each.isascii() and each.isprintable() else "?") for each in text)
+
+
+def comma_separated(tables: Sequence[Table]) -> str:
+    """CSV with a number a cell, a row a setting, all panels below each other."""
+    titles = list(dict.fromkeys(column.title for found in tables for column in columns(found.panel)))
+    text = io.StringIO()
+    extra = ["accuracy low", "accuracy high", "gain low", "gain high", "gain verdict", "SAM verdict", "seeds"]
+    writer = csv.DictWriter(text, ["panel", *titles, *extra], lineterminator="\n")
+    writer.writeheader()
+    for found in tables:
+        for row in found.rows:
+            line: dict[str, Any] = {"panel": found.panel.title}
+            line |= {column.title: column.value(row) for column in columns(found.panel)}
+            line |= {"accuracy low": row.accuracy.low, "accuracy high": row.accuracy.high}
+            if row.gain:
+                line |= {"gain low": row.gain.difference.low, "gain high": row.gain.difference.high}
+                line |= {"gain verdict": row.gain.difference.verdict()}
+            if row.over_sam:
+                line |= {"SAM verdict": row.over_sam.difference.verdict()}
+            line["seeds"] = " ".join(str(run["seed"]) for run in row.cell.runs)
+            writer.writerow(
+                {key: "" if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
+            )
+    return text.getvalue()

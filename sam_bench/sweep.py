@@ -1,0 +1,99 @@
+"""What a sweep trains, as lists of overrides. Used by Hydra's sweeper and by `sam_bench.status`. Imports no torch.
+
+An experiment lists `rows`, the methods that it compares. A protocol lists the `scale`: nets, data, epochs, seeds.
+A sweep trains every row at every scale. Both are products or lists of products, such as
+
+    rows:
+      - {optimizer: [sgd, sam]}
+      - {optimizer: rst, schedule: constant, schedule.p: [0.25, 0.5]}
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from sam_bench.errors import SettingError
+
+PROTOCOLS = ("paper", "cpu", "smoke")
+Run = dict[str, str]  # the overrides of a run by the setting or group that they are about
+
+
+def runs_of(
+    sweeper: DictConfig, choices: Mapping[str, Any], arguments: list[str], parser: OverridesParser
+) -> list[list[str]]:
+    """The overrides of each run of a sweep, without duplicates.
+
+    Later ones replace earlier ones: rows, scale, arguments. But an argument with a value that some of the runs have
+    selects those runs: `optimizer=sam` trains the rows of SAM.
+
+    Args:
+        sweeper: `hydra.sweeper`.
+        choices: the chosen files, `hydra.runtime.choices`.
+        arguments: the overrides of the command line.
+        parser: of overrides.
+
+    Raises:
+        SettingError: the experiment needs a protocol, or lacks the chosen one.
+    """
+    settings: Any = OmegaConf.to_container(sweeper, resolve=True)
+    experiment, protocol = choices.get("experiment"), choices.get("protocol")
+    scales = {name: settings.get(name) for name in PROTOCOLS if settings.get(name)}
+    if scales and not protocol:
+        raise SettingError(f"protocol: experiment={experiment} needs one; choose {', '.join(PROTOCOLS)}")
+    scale = scales.get(protocol or "") or settings.get("scale")
+    if protocol and not scale:
+        raise SettingError(
+            f"protocol={protocol}: experiment={experiment or 'none'} has no such scale; choose "
+            f"{', '.join(name for name in PROTOCOLS if name != 'paper')}"
+        )
+    rows = _products(settings.get("rows") or settings.get("params"), parser)
+    # seeds belong to the scale: the first seed of every row comes before the second of any
+    runs: list[Run] = [{**row, **at} for at in _products(scale, parser) for row in rows]
+    if experiment and (folder := settings.get("folder")):
+        runs = [{"runs": f"runs={folder}/{experiment}", **run} for run in runs]
+    for override in parser.parse_overrides(arguments):
+        runs = _select_or_replace(runs, override)
+    return [list(run) for run in dict.fromkeys(tuple(run.values()) for run in runs)]
+
+
+def _products(products: Any, parser: OverridesParser) -> list[Run]:
+    """The runs of a product, or of each product of a list."""
+    found: list[Run] = []
+    for product in products if isinstance(products, list) else [products or {}]:
+        lines = [f"{name}={_written(value)}" for name, value in product.items()]
+        choices = [[(_name(each), line) for line in _lines(each)] for each in parser.parse_overrides(lines)]
+        found += [dict(combination) for combination in itertools.product(*choices)]
+    return found
+
+
+def _written(value: Any) -> str:
+    """A value of a YAML file as on the command line; a list is a sweep over its items."""
+    if isinstance(value, list):
+        return ",".join(map(_written, value))
+    return "null" if value is None else str(value)
+
+
+def _name(override: Override) -> str:
+    """What it is about: `rho` and `++rho` are one setting."""
+    return override.get_key_element().lstrip("+~")
+
+
+def _lines(override: Override) -> Iterable[str]:
+    """One override for each value."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    if not override.is_discrete_sweep():
+        raise SettingError(f"{override.input_line}: should be a list of values, as A,B, range(1,4) or glob(*)")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _select_or_replace(runs: list[Run], override: Override) -> list[Run]:
+    found: list[Run] = []
+    for line in _lines(override):
+        selected = [run for run in runs if run.get(_name(override)) == line]
+        found += selected or [{**run, _name(override): line} for run in runs]
+    return found
