@@ -52,7 +52,7 @@ def workspace(entity: str, project: str, experiment: str | None = None, protocol
             ws.Section(name="Sharpness", panels=[sharp, *(bars(key, key) for key in SHARPNESS)], is_open=False),
         ],
         settings=ws.WorkspaceSettings(x_axis="propagations"),
-        runset_settings=ws.RunsetSettings(filters=filters, groupby=[ws.Config(GROUP)]),
+        runset_settings=ws.RunsetSettings(filters=ws.And(*filters) if filters else [], groupby=[ws.Config(GROUP)]),
     )
 
 

@@ -30,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "wandb")
 
 
 class Sharpness(BaseModel):
-    """The measures of `sam_bench.sharpness`; there may be more."""
+    """The measures of `sam_bench.curvature`; there may be more."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
-from sam_bench import checkpoint, files, machine, results, sharpness
+from sam_bench import checkpoint, curvature, files, machine, results
 from sam_bench.build import Training, create_dataset, create_model, create_optimizer
 from sam_bench.capture import CapturedStep, cuda_graph
 from sam_bench.checkpoint import Checkpoints
@@ -315,8 +315,8 @@ class Run:
             "git_commit": results.git_commit(),
         }
         if settings.sharpness != "none":
-            data = sharpness.sample(self.dataset, settings.sharpness)
-            self.result["sharpness"] = sharpness.measure(self.model, *data, settings.sharpness)
+            data = curvature.sample(self.dataset, settings.sharpness)
+            self.result["sharpness"] = curvature.measure(self.model, *data, settings.sharpness)
         results.write_result(settings.folder, self.result)
 
     @contextmanager

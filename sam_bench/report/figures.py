@@ -4,8 +4,9 @@ import html
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,12 @@ def figures(table: Table) -> list[Figure]:
         *(schedules, accuracy_against_sharpness, sensitivity, surfaces),
     )
     with matplotlib.rc_context(STYLE):
-        return [figure for family in families for figure in family(table)]
+        drawn = [figure for family in families for figure in family(table)]
+    names = Counter(figure.name for figure in drawn)  # long labels may begin alike
+    return [
+        replace(figure, name=f"{figure.name}-{number}") if names[figure.name] > 1 else figure
+        for number, figure in enumerate(drawn)
+    ]
 
 
 def slug(text: str) -> str:
@@ -94,7 +100,7 @@ class Canvas:
 
     def finished(self, family: str, table: Table, title: str, options: dict[str, str], caption: str) -> Figure:
         """Save it."""
-        name = "-".join([family, *(slug(value)[:24].strip("-") for value in options.values())])
+        name = "-".join([family, *(slug(value)[:48] for value in options.values())])
         where = f"{table.panel.title}; {precision_and_device(table.panel.cells)}"
         text = f"{caption} Settings: {where}."
         inline = self._saved("svg", name)

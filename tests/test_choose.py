@@ -1,0 +1,100 @@
+"""A tuning from the sweep to `+tuned=NAME`."""
+
+import json
+
+import pytest
+import yaml
+
+from sam_bench import choose
+from sam_bench.configuration import compose_settings
+from tests.command import TINY
+from tests.test_errors import one_line
+
+SWEEP = [*TINY, "trainer.epochs=2", "dataset.validation=0.2"]
+
+
+@pytest.fixture
+def tuned(command, monkeypatch):
+    """Three trials of SGD and of SAM, and a validation accuracy for each that we know."""
+    monkeypatch.chdir(command.runs.parent)
+    command("-m", *SWEEP, "optimizer=sgd", "optimizer.base.lr=0.05,0.1,0.2")
+    command("-m", *SWEEP, "optimizer=sam", "optimizer.rho=0.02,0.05,0.1")
+    for folder in command.folders():
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        optimizer = result["config"]["optimizer"]
+        best = (optimizer["name"], optimizer.get("rho", optimizer["base"]["lr"])) in (("sgd", 0.1), ("sam", 0.1))
+        # the test accuracy says the opposite, and takes no part
+        path.write_text(json.dumps(result | {"validation_accuracy": 0.5 + best / 10, "test_accuracy": 0.9 - best / 10}))
+    return command
+
+
+def run(folder, capfd):
+    choose.main([str(folder)])
+    return capfd.readouterr()
+
+
+def test_the_choice_and_all_trials_are_written_and_applied(tuned, capfd):
+    out, _ = run(tuned.runs, capfd)
+    path = tuned.runs / "digits-small_resnet.yaml"
+    content = yaml.safe_load(path.read_text())
+    assert content["trials_per_method"] == 3
+    assert content["methods"]["sam"]["settings"] == {"optimizer.rho": 0.1}
+    assert content["methods"]["sam"]["on_the_edge"] == ["optimizer.rho"]
+    assert content["methods"]["sgd"]["settings"] == {"optimizer.base.lr": 0.1}
+    assert content["methods"]["sgd"]["on_the_edge"] == []
+    assert [len(each["trials"]) for each in content["methods"].values()] == [3, 3]
+    assert "optimizer.rho=0.1  (on the edge of what was tried: optimizer.rho)" in out
+
+    settings = compose_settings("optimizer=sam", f"+tuned={path}")
+    assert settings.optimizer.arguments["rho"] == 0.1
+    assert settings.tuned == str(path)
+    assert compose_settings("optimizer=sam", "optimizer.rho=0.1").config_hash == settings.config_hash
+    assert compose_settings("optimizer=sam", f"+tuned={path}", "optimizer.rho=0.3").optimizer.arguments["rho"] == 0.3
+    assert compose_settings("optimizer=sgd", f"+tuned={path}").optimizer.base.arguments["lr"] == 0.1
+
+
+def test_by_name_in_a_sweep_and_said_in_the_table(tuned, capfd):
+    from sam_bench.report import tables
+    from sam_bench.report.cells import collect, panels
+
+    run(tuned.runs, capfd)
+    place = tuned.runs.parent / "experiments" / "tuning"
+    place.mkdir(parents=True)
+    (tuned.runs / "digits-small_resnet.yaml").rename(place / "digits-small_resnet.yaml")
+    runs = tuned.runs.parent / "tuned"
+    status, _, err = tuned("-m", *TINY, "optimizer=sgd,sam", "+tuned=digits-small_resnet", f"runs={runs}")
+    assert status == 0, err
+    tuned(*TINY, "optimizer=asam", f"runs={runs}")
+    rows = [
+        line.split(" | ")[:2]
+        for line in tables.markdown([tables.table(p) for p in panels(collect([runs]))]).splitlines()
+    ]
+    assert ["| sam tuned (digits-small_resnet)", "tuned (digits-small_resnet)"] in rows
+    assert ["| asam", "defaults"] in rows
+
+
+def test_what_cannot_be_applied_is_one_line(tuned, capfd):
+    run(tuned.runs, capfd)
+    path = tuned.runs / "digits-small_resnet.yaml"
+    status, _, err = tuned(*TINY, "optimizer=asam", f"+tuned={path}")
+    assert status == 2
+    assert f"tuned={path}: {path} has no settings for asam; it has sam, sgd" in one_line(err)
+    status, _, err = tuned(*TINY, "optimizer=sam", "+tuned=nothing")
+    assert status == 2
+    assert "tuned=nothing: no such tuning" in one_line(err)
+    path.write_text("methods: 3")
+    status, _, err = tuned(*TINY, "optimizer=sam", f"+tuned={path}")
+    assert status == 2
+    assert "is not a tuning" in one_line(err)
+
+
+def test_unequal_or_unvalidated_trials_are_refused(tuned, capfd):
+    tuned(*SWEEP, "optimizer=sam", "optimizer.rho=0.3")
+    with pytest.raises(SystemExit):
+        run(tuned.runs, capfd)
+    assert "sgd has 3 trials, sam has 4; equal tuning needs equal numbers" in one_line(capfd.readouterr().err)
+    tuned(*TINY, "trainer.epochs=2", "optimizer=sam", f"runs={tuned.runs}/other")
+    with pytest.raises(SystemExit):
+        run(tuned.runs / "other", capfd)
+    assert "has runs without a validation set" in one_line(capfd.readouterr().err)
