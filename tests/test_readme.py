@@ -1,5 +1,6 @@
 """What the README says is so."""
 
+import html
 import re
 import shlex
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import plot
-from sam_bench import catalogue, report
+from sam_bench import catalogue
 from sam_bench.errors import SettingError
+from sam_bench.report import tables
+from sam_bench.report.cells import collect, panels
 from tests.command import settings
 from tests.optim.methods import NAMES
 
@@ -28,10 +31,26 @@ def test_every_command_is_a_valid_one(arguments):
         assert settings(*choices).config_hash
 
 
-def test_the_measured_table_is_the_report_of_the_committed_results():
-    table = report.table(report.collect([REPOSITORY / "experiments" / "cifar10_5000"]))
-    assert table in README
-    assert table in (REPOSITORY / "experiments" / "cifar10_5000" / "README.md").read_text()
+def measured_folders():
+    return sorted(path.parent for path in (REPOSITORY / "experiments").glob("*/table.md"))
+
+
+@pytest.mark.parametrize("folder", measured_folders(), ids=lambda folder: folder.name)
+def test_the_committed_tables_are_the_report_of_the_committed_results(folder):
+    found = [tables.table(panel) for panel in panels(collect([folder]))]
+    assert tables.markdown(found) + "\n" == (folder / "table.md").read_text(), "python -m sam_bench.report FOLDER"
+    assert tables.latex(found) == (folder / "table.tex").read_text()
+    assert tables.comma_separated(found) == (folder / "table.csv").read_text()
+    page = (folder / "index.html").read_text()
+    for one in found:
+        assert html.escape(one.panel.title) in page
+        assert all(f"{row.accuracy.estimate:.2f}" in page for row in one.rows)
+
+
+def test_every_local_link_leads_somewhere():
+    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *REPOSITORY.glob("experiments/*/*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page}: {target}"
 
 
 def test_the_catalogue_is_that_of_the_classes_and_files():

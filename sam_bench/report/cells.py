@@ -197,7 +197,8 @@ def label(cell: Cell, group: Sequence[Cell]) -> str:
         values = ", ".join(f"{key.rpartition('.')[2]}={shown(cell.settings[key])}" for key in of_schedule)
         schedule = f"{schedule}({values})"
     tuned = f"tuned ({cell.first['tuned']})" if cell.first.get("tuned") else ""
-    settings = [f"{key.removeprefix('optimizer.')}={shown(cell.settings[key])}" for key in varied]
+    stated = [key for key in varied if cell.settings[key] is not None]  # another row has a value
+    settings = [f"{key.removeprefix('optimizer.')}={shown(cell.settings[key])}" for key in stated]
     return " ".join(filter(None, [cell.optimizer, schedule, *settings, tuned]))
 
 

@@ -1,5 +1,6 @@
 """The figures of a panel, drawn with matplotlib: as SVG inside the page, and as SVG and PDF files."""
 
+import hashlib
 import html
 import io
 import math
@@ -104,10 +105,11 @@ class Canvas:
         where = f"{table.panel.title}; {precision_and_device(table.panel.cells)}"
         text = f"{caption} Settings: {where}."
         inline = self._saved("svg", name)
+        prefix = "f" + hashlib.sha256(f"{table.panel.title} {name}".encode()).hexdigest()[:8]
         self.drawing.supxlabel(_wrapped(text), fontsize=6.5, x=0.01, ha="left")  # the settings, in the files
         plain = self._saved("svg", name).replace(INK, "#222222")
         files = {"svg": plain.encode(), "pdf": self._saved_pdf()}
-        return Figure(family, name, text, options, self._for_page(inline, title), files)
+        return Figure(family, name, text, options, self._for_page(inline, title, prefix), files)
 
     def _saved(self, kind: str, name: str) -> str:
         with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -120,7 +122,7 @@ class Canvas:
         self.drawing.savefig(buffer, format="pdf", metadata={"CreationDate": None})
         return buffer.getvalue()
 
-    def _for_page(self, svg: str, title: str) -> str:
+    def _for_page(self, svg: str, title: str, prefix: str) -> str:
         svg = svg[svg.index("<svg") :]
         svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
         svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
@@ -131,7 +133,12 @@ class Canvas:
                 f'<g id="{name}">', f'<g class="cell" data-cell="{index}" data-text="{html.escape(text)}">', 1
             )
         used = set(re.findall(r"[\"(]#([^\")]+)[\")]", svg))
-        return re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+        svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+
+        def unique(found: re.Match[str]) -> str:
+            return f"{found[1]}{prefix}-{found[2]}" if found[2] in used else found[0]
+
+        return re.sub(r'(id="|[("]#)([^")]+)', unique, svg)  # ids of several drawings in a page must differ
 
 
 def _wrapped(text: str, width: int = 130) -> str:
@@ -263,7 +270,8 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
             named = {*best, *(i for i in (table.panel.base, table.panel.sam) if i is not None)}
             if sum(len(row.label) for row in table.rows) <= 400:  # room for all
                 named = set(range(len(table.rows)))
-            label_points(canvas, table, {i: (points[i][0], abs(points[i][1])) for i in named})
+            names = {i: table.rows[i].label for i in named}
+            label_points(canvas, table, {i: (points[i][0], abs(points[i][1])) for i in named}, names)
             options = {"x": x_name, "y": y_name}
             yield canvas.finished(
                 "cost",
@@ -275,26 +283,31 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
             )
 
 
-def label_points(canvas: Canvas, table: Table, points: dict[int, tuple[float, float]]) -> None:
-    """Write each label to the right of its point, moved up or down where labels would overlap."""
+def label_points(canvas: Canvas, table: Table, points: dict[int, tuple[float, float]], names: dict[int, str]) -> None:
+    """Write each name to the right of its point, moved up or down where names would overlap."""
     (axes,) = canvas.axes
     low, high = axes.get_xlim()
-    axes.set_xlim(low, high + 0.16 * (high - low))  # room for the labels of the last column
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    across, height = 0.13 * (right - left), (top - bottom) / 33  # of a label
+    is_log = axes.get_xscale() == "log"
+    # room for the names of the last column
+    axes.set_xlim(low, high * (high / low) ** 0.16 if is_log else high + 0.16 * (high - low))
+    axes.set_ylim(axes.get_ylim())
+    to_fractions = axes.transData + axes.transAxes.inverted()
+    places = {i: to_fractions.transform(point).tolist() for i, point in points.items()}
+    across, height = 0.13, 1 / 33  # of a name, as fractions of the axes
     placed: list[tuple[float, float]] = []
-    for i, (x, y) in sorted(points.items(), key=lambda item: -item[1][1]):
+    for i, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
         at = y
         for shift in (k * sign for k in range(40) for sign in (1, -1)):
             at = y + shift * height / 2
-            if bottom < at < top and all(abs(at - v) >= height or abs(x - u) >= across for u, v in placed):
+            if 0 < at < 1 and all(abs(at - v) >= height or abs(x - u) >= across for u, v in placed):
                 break
         placed.append((x, at))
-        start, tone = x + 0.012 * (right - left), color(table, table.rows[i])
+        tone = color(table, table.rows[i])
         if abs(at - y) > height / 4:
-            axes.plot([x, start], [y, at], color=tone, lw=0.4, alpha=0.6)
-        text = axes.text(start, at, short(table.rows[i].label, 26), fontsize=6.5, color=tone, va="center")
+            axes.plot([x, x + 0.012], [y, at], color=tone, lw=0.4, alpha=0.6, transform=axes.transAxes)
+        text = axes.text(
+            x + 0.012, at, short(names[i], 26), fontsize=6.5, color=tone, va="center", transform=axes.transAxes
+        )
         canvas.of_cell(text, i, described(table.rows[i]))
 
 
@@ -416,6 +429,8 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
         if not found:
             continue
         setting = key.removeprefix("optimizer.").removeprefix("inner.")
+        ends: dict[int, tuple[float, float]] = {}
+        names: dict[int, str] = {}
         canvas = Canvas(3.8)
         (axes,) = canvas.axes
         for line in (line for _, line in found):
@@ -435,14 +450,14 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
                     capsize=2,
                 )
                 canvas.of_cell(bars.lines[0], i, described(row))
-            name = rows[-1].label.replace(f"{setting}={x[-1]}", "").strip()
-            name_at(axes, name, x[-1], rows[-1].accuracy.estimate, color(table, rows[0]))
+            ends[line[-1]] = x[-1], rows[-1].accuracy.estimate
+            names[line[-1]] = " ".join(rows[-1].label.replace(f"{setting}={x[-1]}", "").split())
         values = [table.rows[i].cell.settings[key] for _, line in found for i in line]
         if min(values) > 0 and max(values) / min(values) >= 20:
             axes.set_xscale("log")
         references(axes, table)
-        axes.margins(x=0.15)
         axes.set(xlabel=setting, ylabel=accuracy_name(table.panel))
+        label_points(canvas, table, ends, names)
         yield canvas.finished(
             "setting",
             table,
