@@ -30,7 +30,7 @@ tables: $(READY)
 		$(BIN)/python -m sam_bench.status +experiment=$$name protocol=smoke $$root | tail -2; \
 	done
 	$(BIN)/python -m sam_bench.choose runs/smoke/tuning
-	$(BIN)/python -m sam_bench.report $(EXPERIMENTS:%=runs/smoke/%)
+	$(BIN)/python -m sam_bench.report runs/smoke
 
 # speed tables and plots: about twenty minutes on two CPU cores
 RESULTS ?= bench/$(DEVICE)

@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from sam_bench.errors import SettingError
-from sam_bench.sweep import runs_of
+from sam_bench.sweep import but_seed, runs_of
 
 
 @dataclass
@@ -60,7 +60,8 @@ class ExperimentSweeper(Sweeper):
         runs = runs_of(hydra.sweeper, hydra.runtime.choices, arguments, parser)
         if not runs:
             raise SettingError("-m: a list of this sweep is empty, so there is nothing to train")
-        self.validate_batch_is_legal(runs)  # before the first one is trained
+        first_seeds = {but_seed(run): run for run in reversed(runs)}
+        self.validate_batch_is_legal(list(first_seeds.values()))  # before the first one is trained
         returns = self.launcher.launch(runs, initial_job_idx=0)
         for each in returns:
             _ = each.return_value  # raises what the job raised

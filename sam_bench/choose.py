@@ -16,64 +16,75 @@ import yaml
 from sam_bench import files
 from sam_bench.errors import SettingError
 from sam_bench.report.cells import Cell, Panel, collect, panels
-from sam_bench.settings import shown
+from sam_bench.settings import leaves, shown
 from sam_bench.tuning import FOLDER, method_name
 
 
-def choose(panel: Panel) -> dict[str, Any]:
-    """The file of a tuning.
+def choose(panel: Panel, failed: list[dict[str, Any]]) -> dict[str, Any]:
+    """The file of a tuning. `failed` are the settings of runs without a result, which count as trials.
 
     Raises a SettingError if a run has no validation accuracy, or methods have different numbers of trials or seeds.
     """
+    if panel.metric != "validation_accuracy":
+        raise SettingError(f"{panel.title}: has runs without a validation set; tune with dataset.validation=0.1")
     methods: dict[str, list[Cell]] = defaultdict(list)
     for cell in panel.cells:
         methods[method_name(cell.optimizer, cell.first.get("inner"))].append(cell)
-    if panel.metric != "validation_accuracy":
-        raise SettingError(f"{panel.title}: has runs without a validation set; tune with dataset.validation=0.1")
-    for what, counts in (
-        ("trials", {name: len(trials) for name, trials in methods.items()}),
-        ("seeds", {name: min(len(cell.runs) for cell in trials) for name, trials in methods.items()}),
+    lost: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for settings in failed:
+        lost.setdefault(method_name(settings["optimizer.name"], settings.get("optimizer.inner.name")), []).append(
+            settings
+        )
+    for what, numbers in (
+        ("trials", {name: len(trials) + len(lost[name]) for name, trials in methods.items()}),
+        ("seeds", {name: _seeds(trials) for name, trials in methods.items()}),
     ):
-        if len(set(counts.values())) > 1:
-            fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        if len(set(numbers.values())) > 1:
+            fewest, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
             raise SettingError(
-                f"{panel.title}: {fewest} has {counts[fewest]} {what}, {most} has {counts[most]}; "
-                "equal tuning needs equal numbers (python -m sam_bench.status shows what is missing)"
+                f"{panel.title}: {fewest} has {what} {numbers[fewest]}, {most} has {what} {numbers[most]}; "
+                "equal tuning needs the same (python -m sam_bench.status shows what is missing)"
             )
     return {
         "tuned_on": panel.title,
-        "trials_per_method": len(next(iter(methods.values()))),
-        "methods": {name: _method(trials) for name, trials in sorted(methods.items())},
+        "methods": {name: _method(trials, lost[name]) for name, trials in sorted(methods.items())},
     }
 
 
-def _method(trials: list[Cell]) -> dict[str, Any]:
+def _seeds(trials: list[Cell]) -> str:
+    return " or ".join(sorted({", ".join(str(run["seed"]) for run in cell.runs) for cell in trials}))
+
+
+def _method(trials: list[Cell], failed: list[dict[str, Any]]) -> dict[str, Any]:
+    """The best trial and all trials; of equal ones the cheapest, then the first in the order of its settings."""
+    every = [cell.settings for cell in trials] + failed
     keys = [
         key
-        for key in trials[0].settings
-        if key.startswith("optimizer.") and len({str(cell.settings.get(key)) for cell in trials}) > 1
+        for key in every[0]
+        if key.startswith("optimizer.") and len({str(settings.get(key)) for settings in every}) > 1
     ]
-    described = [
+    described: list[dict[str, Any]] = [
         {
-            "settings": {key: cell.settings[key] for key in keys},
+            "settings": {key: cell.settings.get(key) for key in keys},
             "validation_accuracy": round(statistics.mean(cell.by_seed("validation_accuracy").values()), 6),
+            "counted_cost": round(cell.cost, 4),
             "seeds": [run["seed"] for run in cell.runs],
-            "config_hash": cell.first["config_hash"],
         }
-        for cell in trials
+        for cell in sorted(trials, key=lambda cell: (cell.cost, str([cell.settings.get(key) for key in keys])))
     ]
     best = max(described, key=lambda trial: trial["validation_accuracy"])
+    lost = [{"settings": {key: settings.get(key) for key in keys}, "validation_accuracy": 0.0} for settings in failed]
     return {
-        "settings": best["settings"],
+        "settings": dict(best["settings"]),
         "validation_accuracy": best["validation_accuracy"],
-        "on_the_edge": [key for key in keys if best["settings"][key] in _ends(described, key)],
-        "trials": described,
+        "on_the_edge": [key for key in keys if best["settings"][key] in _ends(every, key)],
+        "trials": described + [{**trial, "failed": True} for trial in lost],
     }
 
 
 def _ends(trials: list[dict[str, Any]], key: str) -> tuple[Any, ...]:
     """The smallest and the largest value tried, if there are three or more."""
-    values = sorted({trial["settings"][key] for trial in trials})
+    values = sorted({trial[key] for trial in trials if isinstance(trial.get(key), (int, float))})
     return (values[0], values[-1]) if len(values) > 2 else ()
 
 
@@ -85,12 +96,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=f"of the trials ({FOLDER})")
     folder = parser.parse_args(arguments).folder
     try:
-        chosen = {f"{p.cells[0].first['dataset']}-{p.cells[0].first['model']}": choose(p) for p in _single(folder)}
+        found, failed = _single(folder), _failed(folder)
+        if failed and len(found) > 1:
+            raise SettingError(f"{folder}: has failed trials of more than one tuning; give a folder with one")
+        chosen = {f"{p.cells[0].first['dataset']}-{p.cells[0].first['model']}": choose(p, failed) for p in found}
         for name, content in chosen.items():
             path = folder / f"{name}.yaml"
             head = "# Written by python -m sam_bench.choose; all trials are below the choice\n"
             files.replace(path, head + yaml.safe_dump(content, sort_keys=False, width=110))
-            print(f"{path}: {content['tuned_on']}; apply it with +tuned={name}")
+            given = name if folder.resolve() == FOLDER.resolve() else path
+            print(f"{path}: {content['tuned_on']}; apply it with +tuned={given}")
             for method, best in content["methods"].items():
                 settings = " ".join(f"{key}={shown(value)}" for key, value in best["settings"].items())
                 edge = (
@@ -102,6 +117,15 @@ def main(arguments: list[str]) -> None:
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _failed(folder: Path) -> list[dict[str, Any]]:
+    """The settings of the runs that ended with an error, such as a loss that is not finite."""
+    return [
+        dict(leaves(yaml.safe_load((error.parent / "config.yaml").read_text())))
+        for error in sorted(folder.glob("*/*/error.txt"))
+        if not (error.parent / "result.json").exists()
+    ]
 
 
 def _single(folder: Path) -> list[Panel]:

@@ -120,6 +120,12 @@ def flags_first(arguments: list[str]) -> list[str]:
 
     Raises a SettingError for an unknown or incomplete flag.
     """
+    settings = overrides_in(arguments)
+    return [each for each in arguments if each not in settings] + settings
+
+
+def overrides_in(arguments: list[str]) -> list[str]:
+    """The command line without Hydra's flags. Raises a SettingError for an unknown or incomplete flag."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -129,8 +135,7 @@ def flags_first(arguments: list[str]) -> list[str]:
     known, further = parser.parse_known_args(arguments)
     if unknown := [each for each in further if each.startswith("-")]:
         raise SettingError(f"{unknown[0]}: no such flag; --help lists them")
-    settings = [*known.overrides, *further]
-    return [each for each in arguments if each not in settings] + settings
+    return [*known.overrides, *further]
 
 
 def config_dir(arguments: list[str]) -> Path | None:
@@ -156,9 +161,13 @@ def settings_of_run(
         SettingError: a setting is wrong.
     """
     notes = leave_out_where_absent(config, choices, overrides, folders) if in_sweep else []
+    left_out = {note.partition(" ")[0] for note in notes}
+    own = [each.lstrip("+") for each in overrides if each.lstrip("+").startswith("optimizer.")]
+    stated = [each for each in own if not each.startswith(("optimizer.base.", "optimizer.schedule."))]
     if "tuned" in config:
-        tuning.apply(config, choices, overrides)
-    return Settings.of(config, choices), notes
+        notes += tuning.apply(config, choices, overrides)
+    settings = Settings.of(config, choices)
+    return settings.model_copy(update={"stated": [each for each in stated if each not in left_out]}), notes
 
 
 def folders_of(arguments: list[str]) -> list[Path]:

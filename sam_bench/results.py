@@ -77,6 +77,7 @@ class Result(BaseModel):
     experiment: str | None = None
     protocol: str | None = None
     tuned: str | None = None
+    stated: list[str] | None = None  # results of earlier versions do not say
     git_commit: str | None = None
     versions: dict[str, str] = {}
     device: str

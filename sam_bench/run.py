@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -281,6 +282,7 @@ class Run:
             "experiment": settings.experiment,
             "protocol": settings.protocol,
             "tuned": settings.tuned,
+            "stated": settings.stated,
             "seed": settings.seed,
             "epochs": self.epoch,
             "steps": steps,
@@ -314,10 +316,15 @@ class Run:
             "machine_changes": self.machine_changes,
             "git_commit": results.git_commit(),
         }
-        if settings.sharpness != "none":
-            data = curvature.sample(self.dataset, settings.sharpness)
-            self.result["sharpness"] = curvature.measure(self.model, *data, settings.sharpness)
         results.write_result(settings.folder, self.result)
+        if settings.sharpness != "none":
+            try:
+                data = curvature.sample(self.dataset, settings.sharpness)
+                self.result["sharpness"] = curvature.measure(self.model, *data, settings.sharpness)
+            except RuntimeError as error:  # an operation without a second derivative, no memory left
+                print(f"warning: sharpness={settings.sharpness}: {reason(error)}; the result is kept", file=sys.stderr)
+            else:
+                results.write_result(settings.folder, self.result)
 
     @contextmanager
     def folder(self) -> Iterator[None]:
@@ -335,7 +342,7 @@ class Run:
         lock = FileLock(folder / ".lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=1)  # `sam_bench.status` takes it for a moment, to look
         except Timeout as error:
             raise SettingError(f"runs={folder}: another process is already training this run") from error
         except OSError as error:

@@ -181,6 +181,7 @@ class Settings(Strict):
     experiment: str | None = None  # the chosen file, for tables and dashboards alone
     protocol: str | None = None
     tuned: str | None = None  # where the method's settings come from, see `sam_bench.tuning`
+    stated: list[str] = []  # the overrides of the method's own settings
 
     @model_validator(mode="after")
     def _last_seed(self) -> Self:
@@ -255,8 +256,10 @@ class Settings(Strict):
     def identity(self) -> dict[str, Any]:
         """What defines a run except its seed: not locations, logging or settings that do not affect its result."""
         identity = self.model_dump(mode="json", by_alias=True)
-        for elsewhere in ("seed", "runs", "logger", "sharpness", "experiment", "protocol", "tuned"):
+        for elsewhere in ("seed", "runs", "logger", "sharpness", "experiment", "protocol", "stated"):
             del identity[elsewhere]
+        if self.tuned is None:
+            del identity["tuned"]
         for way in ("seeds", "checkpoint_minutes"):
             del identity["trainer"][way]
         identity["trainer"]["device"] = self.trainer.device.split(":")[0]  # not which of several GPUs

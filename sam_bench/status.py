@@ -1,9 +1,9 @@
 """python -m sam_bench.status +experiment=NAME protocol=NAME: the runs of a sweep, done, running, failed or missing.
 
-Takes the words of a sweep, with or without -m. Imports no torch.
+Takes the same arguments as the sweep, with or without -m. Imports no torch.
 """
 
-import re
+import os
 import statistics
 import sys
 from collections import Counter
@@ -19,12 +19,11 @@ from hydra.types import RunMode
 from tqdm import tqdm
 
 from sam_bench import hydra_errors, results
-from sam_bench.configuration import CONF, flags_first, folders_of, settings_of_run, store_inner_methods, without_hydra
+from sam_bench.configuration import CONF, folders_of, overrides_in, settings_of_run, store_inner_methods, without_hydra
 from sam_bench.errors import SettingError, reason
 from sam_bench.settings import Settings
-from sam_bench.sweep import runs_of
+from sam_bench.sweep import SEED, but_seed, runs_of
 
-SEED = re.compile(r"seed=(\d+)")
 STATES = ("done", "running", "failed", "interrupted", "missing", "refused")
 
 
@@ -39,21 +38,13 @@ class State:
     note: str = ""  # the error
     result: dict[str, Any] | None = None  # of a finished run
 
-    @property
-    def remaining(self) -> float:
-        """The share of its epochs that are still to be trained."""
-        return 1 - self.epochs / self.settings.trainer.epochs if self.settings and self.state != "done" else 0.0
-
 
 def states(arguments: list[str]) -> list[State]:
-    """Every run of a sweep, once. Raises a SettingError if the words are not those of a sweep."""
-    arguments = [each for each in flags_first(arguments) if each not in ("-m", "--multirun")]
-    folders = folders_of(arguments)
+    """Every run of a sweep, once. Raises a SettingError if an argument is wrong."""
+    overrides, folders = overrides_in(arguments), folders_of(arguments)
     for folder in folders:
         store_inner_methods(folder)
-    overrides = [each for each in arguments if not each.startswith("-")]
-    if "--config-dir" in arguments or "-cd" in arguments:
-        overrides.remove(str(folders[0]))
+    if folders[0] != CONF:
         overrides.append(f"hydra.searchpath=[file://{folders[0].resolve()}]")
     found: dict[Any, State] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -67,13 +58,13 @@ def states(arguments: list[str]) -> list[State]:
         composed: dict[Any, Settings] = {}  # of one seed; the others differ in nothing else
         for run in tqdm(runs, unit="run", disable=None, leave=False):
             mine = tuple(each for each in run if each not in common)
-            but_seed = tuple(each for each in run if not SEED.fullmatch(each))
+            setting = but_seed(run)
             try:
-                if but_seed not in composed:
+                if setting not in composed:
                     config = loader.load_sweep_config(master, run)
                     choices = config.hydra.runtime.choices
-                    composed[but_seed], _ = settings_of_run(without_hydra(config), choices, run, folders, True)
-                settings = composed[but_seed]
+                    composed[setting], _ = settings_of_run(without_hydra(config), choices, run, folders, True)
+                settings = composed[setting]
                 if seed := next(filter(None, map(SEED.fullmatch, run)), None):
                     settings = settings.model_copy(update={"seed": int(seed[1])})
                 for one in settings.each_seed():
@@ -96,6 +87,8 @@ def state_of(settings: Settings, overrides: tuple[str, ...] = ()) -> State:
         return State(settings, overrides, "missing")
     if is_locked(folder / ".lock"):
         return State(settings, overrides, "running", epochs)
+    if result := results.read(folder):  # finished a moment ago
+        return State(settings, overrides, "done", settings.trainer.epochs, result=result)
     if failure := results.read_error(folder):
         return State(settings, overrides, "failed", epochs, failure)
     return State(settings, overrides, "interrupted" if epochs else "missing", epochs)
@@ -103,46 +96,58 @@ def state_of(settings: Settings, overrides: tuple[str, ...] = ()) -> State:
 
 def is_locked(path: Path) -> bool:
     """Whether a process is training in the folder of this lock."""
-    if not path.exists():
+    if not os.access(path, os.W_OK):  # there is none, or it is not ours to take
         return False
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
-    except (Timeout, OSError):
+    except Timeout:
         return True
     lock.release()
     return False
 
 
-def expected_seconds(state: State, done: list[State]) -> float | None:
-    """Seconds of training and testing of the whole run, from the finished runs most like it; None if there is none."""
+def estimate(state: State, done: list[State]) -> tuple[float, float] | None:
+    """Seconds of training and testing, and propagations, that the rest of a run takes; None if nothing is like it.
+
+    From the finished seeds of its cell. If there are none, from the runs on the same data and net, with the counted
+    cost of the runs of the same method.
+    """
     mine = state.settings
     if mine is None:
         return None
-
-    def likeness(other: State) -> tuple[bool, ...]:
-        theirs = other.settings
-        assert theirs is not None
-        return (
-            theirs.cell == mine.cell,
-            theirs.model == mine.model and theirs.dataset == mine.dataset,
-            theirs.optimizer.name == mine.optimizer.name,
-        )
-
-    best = max(map(likeness, done), default=None)
-    alike = [other for other in done if likeness(other) == best]
-    if not alike or not any(best or ()):
+    same_data = [each for each in done if each.settings and _data(each.settings) == _data(mine)]
+    if not same_data:
         return None
-    per_epoch = [
-        (each.result["seconds"] + (each.result.get("test_seconds") or 0)) / each.result["epochs"]
-        for each in alike
-        if each.result
-    ]
-    return statistics.mean(per_epoch) * mine.trainer.epochs
+    same_method = [each for each in done if each.settings and each.settings.optimizer.name == mine.optimizer.name]
+    same_cell = [each for each in done if each.settings and each.settings.cell == mine.cell]
+    propagations = _mean(same_cell or same_method or same_data, "propagations_per_step")
+    forwards = _mean(same_cell or same_method or same_data, "forwards_per_step")
+    cost = propagations + forwards / 3
+    per_epoch = statistics.mean(
+        cost * r["seconds"] / (r["propagations_per_step"] + r["forwards_per_step"] / 3) / r["epochs"]
+        + (r.get("test_seconds") or 0) / r["epochs"]
+        for r in _results(same_cell or same_data)
+    )
+    steps = statistics.mean(r["steps"] / r["epochs"] for r in _results(same_data))
+    epochs = mine.trainer.epochs - state.epochs
+    return epochs * per_epoch, epochs * steps * propagations
+
+
+def _data(settings: Settings) -> tuple[object, ...]:
+    return settings.dataset, settings.model, settings.trainer.batch_size
+
+
+def _results(runs: list[State]) -> list[dict[str, Any]]:
+    return [each.result for each in runs if each.result]
+
+
+def _mean(runs: list[State], key: str) -> float:
+    return statistics.mean(result[key] for result in _results(runs))
 
 
 def table(all_states: list[State]) -> str:
-    """Markdown: a row a cell, a column a state; then what failed; then what remains."""
+    """Markdown: one row per cell, one column per state; then the errors; then what remains."""
     cells: dict[str, list[State]] = {}
     for each in all_states:
         cells.setdefault(each.settings.cell if each.settings else " ".join(each.overrides), []).append(each)
@@ -179,36 +184,23 @@ def remaining(all_states: list[State]) -> str:
     todo = [each for each in all_states if each.state not in ("done", "refused")]
     if not todo:
         return "nothing remains"
-    known = [(each, seconds) for each in todo if (seconds := expected_seconds(each, done)) is not None]
+    known = [found for each in todo if (found := estimate(each, done))]
     if not known:
         return "remaining: unknown until a run has finished"
-    seconds = sum(each.remaining * whole for each, whole in known)
-    propagations = 0.0
-    for each, _ in known:
-        alike = [
-            other for other in done if other.settings and each.settings and other.settings.cell == each.settings.cell
-        ]
-        per_step = [other.result["propagations_per_step"] for other in alike or done if other.result]
-        steps = [other.result["steps"] / other.result["epochs"] for other in alike or done if other.result]
-        epochs = each.remaining * each.settings.trainer.epochs if each.settings else 0
-        propagations += statistics.mean(per_step) * statistics.mean(steps) * epochs
-    unknown = f"; {len(todo) - len(known)} runs are like none that has finished" if len(known) < len(todo) else ""
+    seconds, propagations = (sum(part) for part in zip(*known, strict=True))
+    unknown = len(todo) - len(known)
     return (
-        f"remaining: {duration(seconds)} and {propagations:,.0f} propagations in one process, "
-        f"estimated from {len(done)} finished runs{unknown}"
+        f"remaining: {duration(seconds)} and {propagations:,.0f} propagations in one process, estimated from the "
+        f"{len(done)} finished runs" + (f"; no finished run resembles the other {unknown}" if unknown else "")
     )
 
 
 def duration(seconds: float) -> str:
     """`1 h 23 min`."""
-    minutes = round(seconds / 60)
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 60
-        else f"{minutes} min"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60} min"
-    )
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def main(arguments: list[str]) -> None:

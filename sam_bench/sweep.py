@@ -9,6 +9,7 @@ A sweep trains every row at every scale. Both are products or lists of products,
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sam_bench.errors import SettingError
 
+SEED = re.compile(r"seed=(\d+)")
 PROTOCOLS = ("paper", "cpu", "smoke")
-Run = dict[str, str]  # the overrides of a run by the setting or group that they are about
+Run = dict[str, str]  # the overrides of one run, keyed by setting or group
 
 
 def runs_of(
@@ -51,13 +53,19 @@ def runs_of(
             f"{', '.join(name for name in PROTOCOLS if name != 'paper')}"
         )
     rows = _products(settings.get("rows") or settings.get("params"), parser)
-    # seeds belong to the scale: the first seed of every row comes before the second of any
     runs: list[Run] = [{**row, **at} for at in _products(scale, parser) for row in rows]
+    seeds = list(dict.fromkeys(run.get("seed", "") for run in runs))
+    runs.sort(key=lambda run: seeds.index(run.get("seed", "")))  # a sweep that is stopped early has whole tables
     if experiment and (folder := settings.get("folder")):
         runs = [{"runs": f"runs={folder}/{experiment}", **run} for run in runs]
     for override in parser.parse_overrides(arguments):
-        runs = _select_or_replace(runs, override)
+        runs = _select_or_replace(runs, override, parser)
     return [list(run) for run in dict.fromkeys(tuple(run.values()) for run in runs)]
+
+
+def but_seed(run: list[str]) -> tuple[str, ...]:
+    """The overrides of a run without its seed, on which no other setting depends."""
+    return tuple(each for each in run if not SEED.fullmatch(each))
 
 
 def _products(products: Any, parser: OverridesParser) -> list[Run]:
@@ -74,6 +82,8 @@ def _written(value: Any) -> str:
     """A value of a YAML file as on the command line; a list is a sweep over its items."""
     if isinstance(value, list):
         return ",".join(map(_written, value))
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_written(item)}' for key, item in value.items())}}}"
     return "null" if value is None else str(value)
 
 
@@ -91,9 +101,18 @@ def _lines(override: Override) -> Iterable[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _select_or_replace(runs: list[Run], override: Override) -> list[Run]:
+def _select_or_replace(runs: list[Run], override: Override, parser: OverridesParser) -> list[Run]:
+    name = _name(override)
+    values = {line: _value(line, parser) for run in runs if (line := run.get(name))}
     found: list[Run] = []
     for line in _lines(override):
-        selected = [run for run in runs if run.get(_name(override)) == line]
-        found += selected or [{**run, _name(override): line} for run in runs]
+        value = _value(line, parser)
+        selected = [run for run in runs if values.get(run.get(name, "")) == value]
+        found += selected or [{**run, name: line} for run in runs]
     return found
+
+
+def _value(line: str, parser: OverridesParser) -> tuple[bool, Any]:
+    """What can be compared: 1 and 1.0 are equal, 1 and true are not."""
+    value = parser.parse_override(line).value()
+    return isinstance(value, bool), value

@@ -13,21 +13,44 @@ HERE = Path(__file__).resolve().parent
 FOLDER = Path("experiments", "tuning")  # here, or where the package has its experiments
 
 
-def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> None:
-    """Set what the tuning that `config.tuned` names chose for this optimizer, except for what is overridden.
+def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> list[str]:
+    """Set what the tuning that `config.tuned` names chose for this optimizer.
 
-    Raises a SettingError if there is no such tuning, or it has no settings for the optimizer.
+    Settings that are overridden stay: the best trial that has their values is applied. If there is none, the run is not
+    tuned.
+
+    Returns:
+        One line if the run is not tuned.
+
+    Raises:
+        SettingError: there is no such tuning, or it has no settings for the optimizer.
     """
     name = str(config.tuned)
-    path, methods = read(name)
-    method = method_name(choices.get("optimizer"), choices.get("optimizer/inner"))
+    methods = read(name)
+    optimizer, inner = choices.get("optimizer"), choices.get("optimizer/inner")
+    method, moved = method_name(optimizer, inner), ""
+    if method not in methods and inner in methods:  # RST over ASAM: as ASAM itself was tuned
+        method, moved = str(inner), "inner."
     if method not in methods:
-        raise SettingError(f"tuned={name}: {path} has no settings for {method}; it has {', '.join(methods)}")
+        raise SettingError(f"tuned={name}: has no settings for {method}; it has {', '.join(methods)}")
+    trials = [
+        {setting.replace("optimizer.", f"optimizer.{moved}", 1): value for setting, value in trial["settings"].items()}
+        for trial in sorted(methods[method]["trials"], key=lambda trial: -trial["validation_accuracy"])
+    ]
     overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    for setting, value in methods[method]["settings"].items():
-        if setting not in overridden:
-            with open_dict(config):
-                OmegaConf.update(config, setting, value)
+    fitting = [
+        trial
+        for trial in trials
+        if all(OmegaConf.select(config, setting) == value for setting, value in trial.items() if setting in overridden)
+    ]
+    if not fitting:
+        with open_dict(config):
+            del config["tuned"]
+        return [f"tuned={name} is left out: no trial of {method} has the settings of this run"]
+    for setting, value in fitting[0].items():
+        with open_dict(config):
+            OmegaConf.update(config, setting, value)
+    return []
 
 
 def method_name(optimizer: str | None, inner: str | None) -> str:
@@ -35,22 +58,22 @@ def method_name(optimizer: str | None, inner: str | None) -> str:
     return f"{optimizer}/{inner}" if inner not in (None, "sam") else str(optimizer)
 
 
-def read(name: str) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """The file of a tuning, by its name or path, and its methods. Raises a SettingError if there is none."""
+def read(name: str) -> dict[str, dict[str, Any]]:
+    """The methods of a tuning, by its name or the path of its file. Raises a SettingError if there is none."""
     folders = [FOLDER, HERE / "experiments" / "tuning", HERE.parent / FOLDER]
     named = Path(name) if name.endswith(".yaml") else None
     paths = [named] if named else [folder / f"{name}.yaml" for folder in folders]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-        raise SettingError(
-            f"tuned={name}: no such tuning{did_you_mean(name, known)}; choose {', '.join(known) or 'a file'}, "
-            "which python -m sam_bench.choose writes"
-        )
+        choice = f"choose {', '.join(known)}" if known else "python -m sam_bench.choose writes one"
+        raise SettingError(f"tuned={name}: no such tuning{did_you_mean(name, known)}; {choice}")
     try:
         methods = yaml.safe_load(path.read_text())["methods"]
-        for each in methods.values():
-            dict(each["settings"])
+        for trial in (trial for method in methods.values() for trial in method["trials"]):
+            float(trial["validation_accuracy"])
+            if not all(str(setting).startswith("optimizer.") for setting in trial["settings"]):
+                raise ValueError("a setting is not one of the optimizer")
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SettingError(f"tuned={name}: {path} is not a tuning ({reason(error)})") from error
-    return path, methods
+        raise SettingError(f"tuned={name}: is not a tuning ({reason(error)})") from error
+    return methods

@@ -38,7 +38,6 @@ def test_the_choice_and_all_trials_are_written_and_applied(tuned, capfd):
     out, _ = run(tuned.runs, capfd)
     path = tuned.runs / "digits-small_resnet.yaml"
     content = yaml.safe_load(path.read_text())
-    assert content["trials_per_method"] == 3
     assert content["methods"]["sam"]["settings"] == {"optimizer.rho": 0.1}
     assert content["methods"]["sam"]["on_the_edge"] == ["optimizer.rho"]
     assert content["methods"]["sgd"]["settings"] == {"optimizer.base.lr": 0.1}
@@ -49,8 +48,13 @@ def test_the_choice_and_all_trials_are_written_and_applied(tuned, capfd):
     settings = compose_settings("optimizer=sam", f"+tuned={path}")
     assert settings.optimizer.arguments["rho"] == 0.1
     assert settings.tuned == str(path)
-    assert compose_settings("optimizer=sam", "optimizer.rho=0.1").config_hash == settings.config_hash
-    assert compose_settings("optimizer=sam", f"+tuned={path}", "optimizer.rho=0.3").optimizer.arguments["rho"] == 0.3
+    assert compose_settings("optimizer=sam", "optimizer.rho=0.1").config_hash != settings.config_hash  # two tables
+    kept = compose_settings("optimizer=sam", f"+tuned={path}", "optimizer.rho=0.05")
+    assert (kept.optimizer.arguments["rho"], kept.tuned) == (0.05, str(path))  # another trial
+    untried = compose_settings("optimizer=sam", f"+tuned={path}", "optimizer.rho=0.3")
+    assert (untried.optimizer.arguments["rho"], untried.tuned) == (0.3, None)
+    inner = compose_settings("optimizer=rst", f"+tuned={path}")
+    assert inner.optimizer.inner.arguments["rho"] == 0.1  # as SAM was tuned
     assert compose_settings("optimizer=sgd", f"+tuned={path}").optimizer.base.arguments["lr"] == 0.1
 
 
@@ -70,7 +74,7 @@ def test_by_name_in_a_sweep_and_said_in_the_table(tuned, capfd):
         line.split(" | ")[:2]
         for line in tables.markdown([tables.table(p) for p in panels(collect([runs]))]).splitlines()
     ]
-    assert ["| sam tuned (digits-small_resnet)", "tuned (digits-small_resnet)"] in rows
+    assert ["| sam", "tuned (digits-small_resnet)"] in rows
     assert ["| asam", "defaults"] in rows
 
 
@@ -79,7 +83,7 @@ def test_what_cannot_be_applied_is_one_line(tuned, capfd):
     path = tuned.runs / "digits-small_resnet.yaml"
     status, _, err = tuned(*TINY, "optimizer=asam", f"+tuned={path}")
     assert status == 2
-    assert f"tuned={path}: {path} has no settings for asam; it has sam, sgd" in one_line(err)
+    assert f"tuned={path}: has no settings for asam; it has sam, sgd" in one_line(err)
     status, _, err = tuned(*TINY, "optimizer=sam", "+tuned=nothing")
     assert status == 2
     assert "tuned=nothing: no such tuning" in one_line(err)
@@ -89,11 +93,30 @@ def test_what_cannot_be_applied_is_one_line(tuned, capfd):
     assert "is not a tuning" in one_line(err)
 
 
+def test_a_diverged_trial_counts_as_the_worst(tuned, capfd):
+    tuned("-m", *SWEEP, "optimizer=sgd,sam", "optimizer.base.lr=1e9")
+    run(tuned.runs, capfd)
+    methods = yaml.safe_load((tuned.runs / "digits-small_resnet.yaml").read_text())["methods"]
+    assert [each["failed"] for each in methods["sgd"]["trials"][3:]] == [True]
+    assert methods["sgd"]["settings"] == {"optimizer.base.lr": 0.1}
+    assert methods["sam"]["settings"]["optimizer.rho"] == 0.1
+
+
+def test_equal_trials_are_chosen_by_cost_then_by_their_settings(tuned, capfd):
+    for folder in tuned.folders():
+        path = folder / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"validation_accuracy": 0.5}))
+    run(tuned.runs, capfd)
+    methods = yaml.safe_load((tuned.runs / "digits-small_resnet.yaml").read_text())["methods"]
+    assert methods["sam"]["settings"] == {"optimizer.rho": 0.02}
+    assert methods["sgd"]["settings"] == {"optimizer.base.lr": 0.05}
+
+
 def test_unequal_or_unvalidated_trials_are_refused(tuned, capfd):
     tuned(*SWEEP, "optimizer=sam", "optimizer.rho=0.3")
     with pytest.raises(SystemExit):
         run(tuned.runs, capfd)
-    assert "sgd has 3 trials, sam has 4; equal tuning needs equal numbers" in one_line(capfd.readouterr().err)
+    assert "sgd has trials 3, sam has trials 4; equal tuning needs the same" in one_line(capfd.readouterr().err)
     tuned(*TINY, "trainer.epochs=2", "optimizer=sam", f"runs={tuned.runs}/other")
     with pytest.raises(SystemExit):
         run(tuned.runs / "other", capfd)

@@ -33,14 +33,21 @@ ROWS = [{"optimizer": ["sgd", "sam"]}, {"optimizer": "rst", "schedule.p": [0.25,
 
 
 def test_rows_at_every_scale_first_seeds_first():
-    assert expanded({"rows": ROWS, "scale": {"model": ["a", "b"], "seed": [0, 1]}})[:5] == [
+    found = expanded({"rows": ROWS, "scale": {"model": ["a", "b"], "seed": [0, 1]}})
+    assert found[:5] == [
         "optimizer=sgd model=a seed=0",
         "optimizer=sam model=a seed=0",
         "optimizer=rst schedule.p=0.25 model=a seed=0",
         "optimizer=rst schedule.p=0.5 model=a seed=0",
-        "optimizer=sgd model=a seed=1",
+        "optimizer=sgd model=b seed=0",
     ]
-    assert len(expanded({"rows": ROWS, "scale": {"model": ["a", "b"], "seed": [0, 1]}})) == 16
+    assert len(found) == 16
+    assert [line[-6:] for line in found] == ["seed=0"] * 8 + ["seed=1"] * 8
+
+
+def test_a_value_may_be_a_dictionary():
+    rows = [{"optimizer.rho": {"cifar10": 0.1, "cifar100": 0.2}}]
+    assert expanded({"rows": rows}) == ["optimizer.rho={cifar10:0.1,cifar100:0.2}"]
 
 
 def test_the_scale_replaces_what_a_row_says_and_equal_runs_are_one():
@@ -53,6 +60,9 @@ def test_an_argument_selects_or_replaces_or_adds():
     assert expanded({"rows": ROWS}, "optimizer=sam,sgd") == ["optimizer=sam", "optimizer=sgd"]
     assert expanded({"rows": ROWS}, "schedule.p=0.5", "optimizer=rst") == ["optimizer=rst schedule.p=0.5"]
     assert expanded({"rows": [{"seed": [0, 1]}]}, "seed=1,7") == ["seed=1", "seed=7"]
+    # values, not their spelling
+    assert expanded({"rows": [{"rho": [1, 2]}]}, "++rho=1.0") == ["rho=1"]
+    assert expanded({"rows": [{"a": True}, {"a": 1}]}, "a=true") == ["a=True"]
     assert expanded({"rows": ROWS}, "optimizer=rst", "seed=0,1", "~logger") == [
         "optimizer=rst schedule.p=0.25 seed=0 ~logger",
         "optimizer=rst schedule.p=0.5 seed=0 ~logger",

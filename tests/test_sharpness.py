@@ -164,3 +164,17 @@ def test_it_changes_no_weight_of_the_run(command):
     losses = [json.loads(path.read_text())["test_loss"] for path in command.runs.rglob("result.json")]
     assert len(losses) == 2
     assert losses[0] == losses[1]
+
+
+def test_a_net_without_second_derivatives_keeps_its_result(command, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("derivative for aten::op is not implemented")
+
+    monkeypatch.setattr(curvature, "hessian", broken)
+    status, _, err = command(*TINY, "trainer.epochs=1", "optimizer=sgd", "sharpness=cheap")
+    assert status == 0
+    assert err == "warning: sharpness=cheap: derivative for aten::op is not implemented; the result is kept\n"
+    assert "sharpness" not in result_of(command, "sgd")[1]
+    monkeypatch.undo()
+    assert command(*TINY, "trainer.epochs=1", "optimizer=sgd", "sharpness=cheap")[0] == 0
+    assert result_of(command, "sgd")[1]["sharpness"]["lambda_max"] > 0

@@ -56,7 +56,7 @@ def test_a_half_killed_sweep_of_forty_runs(tmp_path):
     counts = f", {interrupted} interrupted" * (interrupted > 0) + f", {rest - interrupted} missing"
     assert f"40 runs: {len(finished)} done{counts}\n" in text
     assert re.search(
-        rf"remaining: \S+ (s|min) and [\d,]+ propagations in one process, estimated from {len(finished)} ", text
+        rf"remaining: \S+ (s|min) and [\d,]+ propagations in one process, estimated from the {len(finished)} ", text
     )
 
     process = sweep(runs, *SWEEP)
@@ -143,12 +143,19 @@ def test_the_estimate_prefers_what_is_most_like_the_run(command):
         path.write_text(json.dumps(result | {"seconds": seconds, "test_seconds": 10.0}))
     found = status.states([*words, f"runs={command.runs}"])
     done = [each for each in found if each.result]
-    expected = {each.settings.optimizer.name: status.expected_seconds(each, done) for each in found if not each.result}
-    assert expected == {"sgd": pytest.approx(110), "sam": pytest.approx(210)}
+    expected = {each.settings.optimizer.name: status.estimate(each, done) for each in found if not each.result}
+    assert expected == {"sgd": pytest.approx((110, 30)), "sam": pytest.approx((210, 60))}
     assert "remaining: 5 min and 90 propagations" in status.table(found)
-    (other,) = status.states([*TINY, "optimizer=sgd", "model=vit_tiny", "dataset.padding=2", f"runs={command.runs}"])
-    assert status.expected_seconds(other, done) == pytest.approx(110)  # at least the method is the same
-    assert status.expected_seconds(other, []) is None
+
+    def of(*words):
+        (one,) = status.states([*TINY, *words, f"runs={command.runs}"])
+        return status.estimate(one, done)
+
+    # another cell on the same data and net: seconds per counted cost, here 100, and the cost of the method
+    assert of("optimizer=sam", "optimizer.rho=0.3") == pytest.approx((210, 60))
+    assert of("optimizer=asam") == pytest.approx((160, 45))  # the mean of the two methods
+    assert of("optimizer=sgd", "trainer.epochs=6") == pytest.approx((220, 60))
+    assert of("optimizer=sgd", "model=vit_tiny") is None
 
 
 def test_words_that_are_wrong_are_one_line(capfd):

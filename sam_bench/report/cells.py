@@ -91,7 +91,8 @@ class Panel:
     @property
     def metric(self) -> str:
         """What cells are compared by: validation accuracy in a tuning, else test accuracy."""
-        return "validation_accuracy" if all(run.get("validation_accuracy") for run in self.runs) else "test_accuracy"
+        validated = all(run.get("validation_accuracy") is not None for run in self.runs)
+        return "validation_accuracy" if validated else "test_accuracy"
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -105,14 +106,14 @@ class Panel:
 
 
 def collect(folders: list[Path]) -> list[Cell]:
-    """The finished runs under the folders. A broken one is left out with a warning.
+    """The finished runs in the folders, CELL/seed-N/ below them. A broken one is left out with a warning.
 
     Raises a SettingError if a folder has none, or two have the same setting and seed.
     """
     cells: dict[tuple[str, ...], dict[int, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
     for folder in folders:
         found = False
-        for path in sorted(folder.rglob("result.json")):
+        for path in runs_in(folder):
             try:
                 result = results.read(path.parent)
             except SettingError as error:
@@ -129,6 +130,11 @@ def collect(folders: list[Path]) -> list[Cell]:
             raise SettingError(f"{folder}: no finished run in it (a folder with result.json)")
     ordered = [[seeds[seed] for seed in sorted(seeds)] for seeds in cells.values()]
     return [Cell([result for _, result in each], [path.parent for path, _ in each]) for each in ordered]
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The results of a run folder, a folder of seeds or a folder of runs. What lies deeper is of other experiments."""
+    return [path for depth in ("", "*/", "*/*/") for path in sorted(folder.glob(f"{depth}result.json"))]
 
 
 def panels(cells: Sequence[Cell]) -> list[Panel]:
@@ -168,11 +174,12 @@ def _compared_in(cell: Cell) -> tuple[Any, ...]:
         run.get("parameters"),
         run["epochs"],
         settings.get("trainer.batch_size"),
+        run.get("tuned"),  # tuned methods are compared with tuned ones
     )
 
 
 def _title(key: tuple[Any, ...]) -> str:
-    dataset, images, contents, validation, cutout, model, parameters, epochs, batch_size = key
+    dataset, images, contents, validation, cutout, model, parameters, epochs, batch_size, tuned = key
     parts = [
         f"{dataset} ({contents})" if contents else dataset,
         f"{images:,} training images",
@@ -182,6 +189,7 @@ def _title(key: tuple[Any, ...]) -> str:
         f"{parameters:,} parameters" if parameters else "",
         f"{epochs} epochs",
         f"batch {batch_size}" if batch_size else "",
+        f"tuned ({tuned})" if tuned else "",
     ]
     return ", ".join(filter(None, parts))
 
@@ -196,10 +204,9 @@ def label(cell: Cell, group: Sequence[Cell]) -> str:
         varied = [key for key in varied if key not in of_schedule]
         values = ", ".join(f"{key.rpartition('.')[2]}={shown(cell.settings[key])}" for key in of_schedule)
         schedule = f"{schedule}({values})"
-    tuned = f"tuned ({cell.first['tuned']})" if cell.first.get("tuned") else ""
     stated = [key for key in varied if cell.settings[key] is not None]  # another row has a value
     settings = [f"{key.removeprefix('optimizer.')}={shown(cell.settings[key])}" for key in stated]
-    return " ".join(filter(None, [cell.optimizer, schedule, *settings, tuned]))
+    return " ".join(filter(None, [cell.optimizer, schedule, *settings]))
 
 
 def varied_settings(

@@ -227,17 +227,20 @@ def test_the_committed_page_and_the_index(browser, tmp_path):
     opened.check()
 
 
-def test_several_folders_have_a_page_each_and_an_index(command, capfd):
+def test_a_folder_of_experiments_has_a_page_each_and_an_index(command, capfd):
     for name in ("one", "two"):
         command(*TINY, "trainer.epochs=1", "optimizer=sgd", f"runs={command.runs}/{name}")
     (command.runs / "empty").mkdir()
-    command_line.main([str(command.runs / name) for name in ("one", "two", "empty")])
-    out, err = capfd.readouterr()
-    assert err.strip().endswith("empty: no finished run, no page")
+    command_line.main([str(command.runs)])
+    out, _ = capfd.readouterr()
     assert out.splitlines()[-1] == str(command.runs / "index.html")
     index = (command.runs / "index.html").read_text()
     assert re.findall(r'href="([^"]+)"', index) == ["one/index.html", "two/index.html"]
     assert 'href="../index.html"' in (command.runs / "one" / "index.html").read_text()
+
+    command(*TINY, "trainer.epochs=1", "optimizer=sam")  # now it is a folder of runs itself
+    command_line.main([str(command.runs)])
+    assert "1 runs of 1 settings" in capfd.readouterr().out
     with pytest.raises(SystemExit):
         command_line.main([str(command.runs / "empty")])
     assert "no finished run in it" in capfd.readouterr().err
