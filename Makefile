@@ -29,7 +29,7 @@ tables: $(READY)
 		$(BIN)/python -m sam_bench -m +experiment=$$name protocol=smoke $$root > runs/smoke/$$name.log || exit; \
 		$(BIN)/python -m sam_bench.status +experiment=$$name protocol=smoke $$root | tail -2; \
 	done
-	$(BIN)/python -m sam_bench.choose runs/smoke/tuning
+	test ! -d runs/smoke/tuning || $(BIN)/python -m sam_bench.choose runs/smoke/tuning
 	$(BIN)/python -m sam_bench.report runs/smoke
 
 # speed tables and plots: about twenty minutes on two CPU cores

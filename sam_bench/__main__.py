@@ -21,7 +21,7 @@ from sam_bench.configuration import (
     store_inner_methods,
 )
 from sam_bench.data.listing import list_images
-from sam_bench.errors import SettingError
+from sam_bench.errors import SettingError, reason
 from sam_bench.settings import Settings
 
 _failed = False  # a run of a sweep
@@ -52,10 +52,8 @@ def run(config: DictConfig) -> float | None:
         for one in settings.each_seed():
             print(f"run folder: {one.folder}", flush=True)
             if result := results.read_of(one):
-                if settings.sharpness not in ("none", (result.get("sharpness") or {}).get("kind")):
-                    from sam_bench import sharpness
-
-                    result = sharpness.add_to_result(one, settings.sharpness)
+                if settings.sharpness not in ("none", *results.kinds_of_sharpness(result)):
+                    result = measured(one, result)
                 print(f"finished before{results.by_other_code(result)}:\n{results.table(result)}", flush=True)
                 finished.append(result)
             else:
@@ -78,6 +76,17 @@ def run(config: DictConfig) -> float | None:
             sys.exit(2)
         _failed = True  # the other runs of a sweep continue
         return None
+
+
+def measured(settings: Settings, result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a finished run with its sharpness, or as it was, with a warning."""
+    from sam_bench import sharpness
+
+    try:
+        return sharpness.add_to_result(settings, settings.sharpness)
+    except (SettingError, RuntimeError) as error:
+        print(f"warning: sharpness={settings.sharpness}: {reason(error)}", file=sys.stderr)
+        return result
 
 
 def refuse_without_effect(config: DictConfig, settings: Settings, overrides: list[str], unused: list[str]) -> None:

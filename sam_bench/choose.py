@@ -5,6 +5,8 @@ accuracies take no part. Imports no torch.
 """
 
 import argparse
+import itertools
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -47,6 +49,7 @@ def choose(panel: Panel, failed: list[dict[str, Any]]) -> dict[str, Any]:
             )
     return {
         "tuned_on": panel.title,
+        "dataset": panel.cells[0].first["dataset"],
         "methods": {name: _method(trials, lost[name]) for name, trials in sorted(methods.items())},
     }
 
@@ -58,11 +61,10 @@ def _seeds(trials: list[Cell]) -> str:
 def _method(trials: list[Cell], failed: list[dict[str, Any]]) -> dict[str, Any]:
     """The best trial and all trials; of equal ones the cheapest, then the first in the order of its settings."""
     every = [cell.settings for cell in trials] + failed
-    keys = [
-        key
-        for key in every[0]
-        if key.startswith("optimizer.") and len({str(settings.get(key)) for settings in every}) > 1
-    ]
+    keys = [key for key in dict.fromkeys(itertools.chain(*every)) if len({str(each.get(key)) for each in every}) > 1]
+    if other := [key for key in keys if not key.startswith("optimizer.") and not failed]:
+        raise SettingError(f"{other[0]}: differs between trials; a tuning can only choose settings of the optimizer")
+    keys = [key for key in keys if key.startswith("optimizer.")]
     described: list[dict[str, Any]] = [
         {
             "settings": {key: cell.settings.get(key) for key in keys},
@@ -75,6 +77,7 @@ def _method(trials: list[Cell], failed: list[dict[str, Any]]) -> dict[str, Any]:
     best = max(described, key=lambda trial: trial["validation_accuracy"])
     lost = [{"settings": {key: settings.get(key) for key in keys}, "validation_accuracy": 0.0} for settings in failed]
     return {
+        "base": trials[0].settings.get("optimizer.base.name"),
         "settings": dict(best["settings"]),
         "validation_accuracy": best["validation_accuracy"],
         "on_the_edge": [key for key in keys if best["settings"][key] in _ends(every, key)],
@@ -84,7 +87,7 @@ def _method(trials: list[Cell], failed: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _ends(trials: list[dict[str, Any]], key: str) -> tuple[Any, ...]:
     """The smallest and the largest value tried, if there are three or more."""
-    values = sorted({trial[key] for trial in trials if isinstance(trial.get(key), (int, float))})
+    values = sorted({value for trial in trials if isinstance(value := trial.get(key), (int, float))})
     return (values[0], values[-1]) if len(values) > 2 else ()
 
 
@@ -101,6 +104,8 @@ def main(arguments: list[str]) -> None:
             raise SettingError(f"{folder}: has failed trials of more than one tuning; give a folder with one")
         chosen = {f"{p.cells[0].first['dataset']}-{p.cells[0].first['model']}": choose(p, failed) for p in found}
         for name, content in chosen.items():
+            if not re.fullmatch(r"[\w-]{1,100}", name):
+                raise SettingError(f"{folder}: {name[:100]!r} cannot be the name of a file; rename data set or model")
             path = folder / f"{name}.yaml"
             head = "# Written by python -m sam_bench.choose; all trials are below the choice\n"
             files.replace(path, head + yaml.safe_dump(content, sort_keys=False, width=110))

@@ -61,12 +61,16 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, kind: str) -> dict
         images: normalized (N, C, H, W), float32.
         labels: classes int64 (N,).
         kind: `cheap` or `full`, see EFFORTS.
+
+    Raises:
+        RuntimeError: a measure is not finite, or an operation of the model has no second derivative.
     """
     effort, start = EFFORTS[kind], time.perf_counter()
     params = [p for p in model.parameters() if p.requires_grad]
     batches = list(zip(images.split(CHUNK), labels.split(CHUNK), strict=True))
     micro_batches = list(zip(images.split(MICRO_BATCH), labels.split(MICRO_BATCH), strict=True))
-    with as_in_testing(model), sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
+    # the fused attentions have no second derivative; TF32 has 10 bits
+    with as_in_testing(model), sdpa_kernel(SDPBackend.MATH), without_tf32():
         eigenvalues, trace, error = hessian(model, params, batches, effort)
         loss, grads = loss_and_gradient(model, params, batches)
         rise = loss_at(model, params, along(grads, RHO), batches) - loss
@@ -93,6 +97,8 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor, kind: str) -> dict
         if effort.line:
             some = [(images[: effort.surface_images], labels[: effort.surface_images])]
             found |= surfaces(model, params, some, effort)
+    if wrong := [key for key, value in found.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise RuntimeError(f"{wrong[0]} is not finite")
     return found | {"seconds": time.perf_counter() - start}
 
 
@@ -197,13 +203,24 @@ def loss_at(model: nn.Module, params: list[nn.Parameter], step: list[Tensor], ba
 
 @contextmanager
 def as_in_testing(model: nn.Module) -> Iterator[None]:
-    """Context manager: evaluation mode, without the hooks of gradients."""
+    """Context manager: evaluation mode."""
     was_training = model.training
     model.eval()
     try:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Context manager: convolutions and matrix products in full float32 on a GPU."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def sample(data: Any, kind: str) -> tuple[Tensor, Tensor]:

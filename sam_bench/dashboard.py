@@ -6,6 +6,7 @@ the workspace without an account. Imports no torch.
 
 import argparse
 import json
+import re
 import sys
 from typing import Any
 
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     try:
         entity, _, project = given.project.partition("/")
-        if not entity or not project or "/" in project:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", given.project):
             raise SettingError(f"{given.project}: should be ENTITY/PROJECT")
         made = workspace(entity, project, given.experiment, given.protocol)
         if given.json:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 
 from sam_bench import files
@@ -27,6 +28,9 @@ from sam_bench.settings import Settings, hash_of, leaves, what_is_wrong
 
 FORMAT = 1  # of result.json; results without one are of format 0, which lacks some of the keys
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "wandb")
+
+
+Loss = Annotated[FiniteFloat, Field(gt=-1e30, lt=1e30)]  # what can be drawn
 
 
 class Sharpness(BaseModel):
@@ -40,6 +44,35 @@ class Sharpness(BaseModel):
     loss_rise: FiniteFloat
     m_sharpness: FiniteFloat
     adaptive_sharpness: FiniteFloat
+    line: "Line | None" = None
+    plane: "Plane | None" = None
+
+
+class Line(BaseModel):
+    """A loss surface of one dimension; None where the loss overflowed."""
+
+    distance: list[FiniteFloat] = Field(min_length=2, max_length=1000)
+    loss: list[FiniteFloat | None]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.loss) != len(self.distance):
+            raise ValueError("loss should have one number for each distance")
+        return self
+
+
+class Plane(BaseModel):
+    """A loss surface of two dimensions."""
+
+    distance: list[FiniteFloat] = Field(min_length=2, max_length=1000)
+    loss: list[list[FiniteFloat | None]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        side = len(self.distance)
+        if len(self.loss) != side or any(len(row) != side for row in self.loss):
+            raise ValueError("loss should have one row and column for each distance")
+        return self
 
 
 class Result(BaseModel):
@@ -52,19 +85,19 @@ class Result(BaseModel):
     schedule: str | None
     dataset: str
     model: str
-    seed: NonNegativeInt
+    seed: int = Field(ge=0, lt=2**31)
     epochs: PositiveInt
-    steps: PositiveInt
-    train_images: PositiveInt
+    steps: int = Field(gt=0, lt=10**15)
+    train_images: int = Field(gt=0, lt=10**15)
     test_accuracy: FiniteFloat = Field(ge=0, le=1)
-    test_loss: FiniteFloat
-    train_loss: FiniteFloat
-    propagations_per_step: FiniteFloat = Field(ge=0)
-    forwards_per_step: FiniteFloat = Field(ge=0)
-    expected_propagations_per_step: FiniteFloat = Field(ge=0)
+    test_loss: Loss
+    train_loss: Loss
+    propagations_per_step: FiniteFloat = Field(ge=0, le=1000)
+    forwards_per_step: FiniteFloat = Field(ge=0, le=1000)
+    expected_propagations_per_step: FiniteFloat = Field(ge=0, le=1000)
     sharpness_aware_steps: NonNegativeInt
-    seconds: FiniteFloat = Field(gt=0)
-    images_per_second: FiniteFloat = Field(gt=0)
+    seconds: FiniteFloat = Field(gt=0, lt=1e12)
+    images_per_second: FiniteFloat = Field(gt=0, lt=1e12)
     peak_memory_bytes: NonNegativeInt
     extra_copies: FiniteFloat | None = None
     validation_accuracy: FiniteFloat | None = Field(default=None, ge=0, le=1)
@@ -134,10 +167,16 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     files.replace(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
+def kinds_of_sharpness(result: dict[str, Any]) -> tuple[str, ...]:
+    """The kinds that need not be measured any more: `full` is more than `cheap`."""
+    kind = (result.get("sharpness") or {}).get("kind")
+    return ("cheap", "full") if kind == "full" else (kind,) if kind else ()
+
+
 def finished_epochs(folder: Path) -> int:
     """The number of epochs in `metrics.csv`; 0 without one."""
     try:
-        return max(0, len((folder / "metrics.csv").read_text().splitlines()) - 1)
+        return max(0, len((folder / "metrics.csv").read_bytes().splitlines()) - 1)
     except OSError:
         return 0
 
@@ -151,7 +190,7 @@ def write_error(folder: Path, error: str) -> None:
 def read_error(folder: Path) -> str:
     """The line that a run ended with, or nothing."""
     try:
-        return (folder / "error.txt").read_text().strip()
+        return (folder / "error.txt").read_bytes().decode(errors="replace").strip()
     except OSError:
         return ""
 

@@ -47,11 +47,12 @@ def shown(result: dict[str, Any]) -> str:
 
 def settings_in(folder: Path) -> Settings:
     """The settings in a run folder. Raises a SettingError if it is none."""
+    folder = folder.resolve()
     path = folder / "config.yaml"
     try:
         values = yaml.safe_load(path.read_text())
         settings = Settings.model_validate({**values, "runs": folder.parent.parent})
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise SettingError(f"{folder}: is not a run folder ({reason(error)}); give runs/CELL/seed-N") from error
     if settings.folder != folder:
         raise SettingError(f"{folder}: has the settings of another run, {settings.folder}")
@@ -74,8 +75,9 @@ def main(arguments: list[str]) -> None:
     for folder in given.runs:
         try:
             print(f"{folder}  {shown(add_to_result(settings_in(folder), given.kind))}")
-        except SettingError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (SettingError, RuntimeError) as error:
+            line = error if isinstance(error, SettingError) else f"{folder}: {reason(error)}"
+            print(f"error: {line}", file=sys.stderr)
             failed = True
     if failed:
         sys.exit(2)

@@ -44,6 +44,8 @@ def states(arguments: list[str]) -> list[State]:
     overrides, folders = overrides_in(arguments), folders_of(arguments)
     for folder in folders:
         store_inner_methods(folder)
+    if not folders[0].is_dir():
+        raise SettingError(f"--config-dir={folders[0]}: is not a folder")
     if folders[0] != CONF:
         overrides.append(f"hydra.searchpath=[file://{folders[0].resolve()}]")
     found: dict[Any, State] = {}
@@ -82,7 +84,7 @@ def state_of(settings: Settings, overrides: tuple[str, ...] = ()) -> State:
             return State(settings, overrides, "done", settings.trainer.epochs, result=result)
     except SettingError as error:
         return State(settings, overrides, "failed", note=str(error))
-    epochs = results.finished_epochs(folder)
+    epochs = min(results.finished_epochs(folder), settings.trainer.epochs)
     if not folder.exists():
         return State(settings, overrides, "missing")
     if is_locked(folder / ".lock"):
@@ -91,12 +93,12 @@ def state_of(settings: Settings, overrides: tuple[str, ...] = ()) -> State:
         return State(settings, overrides, "done", settings.trainer.epochs, result=result)
     if failure := results.read_error(folder):
         return State(settings, overrides, "failed", epochs, failure)
-    return State(settings, overrides, "interrupted" if epochs else "missing", epochs)
+    return State(settings, overrides, "interrupted", epochs)
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process is training in the folder of this lock."""
-    if not os.access(path, os.W_OK):  # there is none, or it is not ours to take
+    if not path.is_file() or not os.access(path, os.W_OK):  # there is none, or it is not ours to take
         return False
     lock = FileLock(path)
     try:
@@ -151,14 +153,17 @@ def table(all_states: list[State]) -> str:
     cells: dict[str, list[State]] = {}
     for each in all_states:
         cells.setdefault(each.settings.cell if each.settings else " ".join(each.overrides), []).append(each)
-    lines = ["| cell | setting | done | running | failed | not done |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| cell | setting | done | running | failed | interrupted | missing |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name, seeds in cells.items():
         setting = " ".join(each for each in seeds[0].overrides if not each.lstrip("+").startswith("seed="))
-        columns = [_seeds(seeds, "done"), _seeds(seeds, "running"), _seeds(seeds, "failed", "refused")]
-        lines.append(f"| {name} | {setting} | {' | '.join([*columns, _seeds(seeds, 'interrupted', 'missing')])} |")
+        columns = [("done",), ("running",), ("failed", "refused"), ("interrupted",), ("missing",)]
+        lines.append(f"| {name} | {setting} | {' | '.join(_seeds(seeds, *wanted) for wanted in columns)} |")
     lines.append("")
     lines += [
-        f"{each.state}: {each.settings.folder if each.settings else ' '.join(each.overrides)}: {each.note}"
+        f"{each.state}: {each.settings.folder if each.settings else ' '.join(each.overrides)}: {one_line(each.note)}"
         for each in all_states
         if each.note
     ]
@@ -167,6 +172,12 @@ def table(all_states: list[State]) -> str:
         f"{len(all_states)} runs: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}"
     )
     return "\n".join([*lines, remaining(all_states)])
+
+
+def one_line(text: str, length: int = 300) -> str:
+    """Text of a file in one line, without control characters."""
+    line = "".join(each if each.isprintable() else " " for each in text)
+    return line if len(line) <= length else f"{line[:length]} …"
 
 
 def _seeds(seeds: list[State], *wanted: str) -> str:
@@ -182,8 +193,9 @@ def remaining(all_states: list[State]) -> str:
     """The time and the propagations that remain, as far as finished runs tell."""
     done = [each for each in all_states if each.result]
     todo = [each for each in all_states if each.state not in ("done", "refused")]
+    refused = sum(each.state == "refused" for each in all_states)
     if not todo:
-        return "nothing remains"
+        return f"{refused} runs are refused; the others are done" if refused else "nothing remains"
     known = [found for each in todo if (found := estimate(each, done))]
     if not known:
         return "remaining: unknown until a run has finished"
@@ -205,11 +217,14 @@ def duration(seconds: float) -> str:
 
 def main(arguments: list[str]) -> None:
     """Print the table."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
     try:
-        print(table(states(arguments)))
+        found = states(arguments)
+        if found and {(each.state, each.note) for each in found} == {("refused", found[0].note)}:
+            raise SettingError(found[0].note)
+        print(table(found))
     except Exception as error:
         line = error if isinstance(error, SettingError) else hydra_errors.one_line(error, arguments)
         print(f"error: {line or reason(error)}", file=sys.stderr)

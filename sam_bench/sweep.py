@@ -42,6 +42,9 @@ def runs_of(
         SettingError: the experiment needs a protocol, or lacks the chosen one.
     """
     settings: Any = OmegaConf.to_container(sweeper, resolve=True)
+    for override in parser.parse_overrides(arguments):
+        if _name(override) in ("experiment", "protocol") and override.is_sweep_override():
+            raise SettingError(f"{override.input_line}: give one {_name(override)} at a time")
     experiment, protocol = choices.get("experiment"), choices.get("protocol")
     scales = {name: settings.get(name) for name in PROTOCOLS if settings.get(name)}
     if scales and not protocol:
@@ -52,6 +55,11 @@ def runs_of(
             f"protocol={protocol}: experiment={experiment or 'none'} has no such scale; choose "
             f"{', '.join(name for name in PROTOCOLS if name != 'paper')}"
         )
+    where = f"experiment={experiment}: hydra.sweeper"
+    given = {"rows": settings.get("rows") or settings.get("params"), f"the scale of protocol={protocol}": scale}
+    for name, products in given.items():
+        if not all(isinstance(each, dict) for each in (products if isinstance(products, list) else [products or {}])):
+            raise SettingError(f"{where}: {name} should be a dictionary of settings, or a list of them")
     rows = _products(settings.get("rows") or settings.get("params"), parser)
     runs: list[Run] = [{**row, **at} for at in _products(scale, parser) for row in rows]
     seeds = list(dict.fromkeys(run.get("seed", "") for run in runs))

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from sam_bench.errors import SettingError, did_you_mean, reason
+from sam_bench.settings import what_is_wrong
 
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("experiments", "tuning")  # here, or where the package has its experiments
@@ -33,6 +35,10 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
         method, moved = str(inner), "inner."
     if method not in methods:
         raise SettingError(f"tuned={name}: has no settings for {method}; it has {', '.join(methods)}")
+    base = choices.get("optimizer/base")
+    if base != methods[method]["base"]:
+        tuned_with = methods[method]["base"]
+        raise SettingError(f"tuned={name}: {method} was tuned with optimizer/base={tuned_with}, not {base}")
     trials = [
         {setting.replace("optimizer.", f"optimizer.{moved}", 1): value for setting, value in trial["settings"].items()}
         for trial in sorted(methods[method]["trials"], key=lambda trial: -trial["validation_accuracy"])
@@ -53,6 +59,26 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
     return []
 
 
+class Trial(BaseModel):
+    """A trial in the file of a tuning."""
+
+    settings: dict[Annotated[str, Field(pattern=r"^optimizer(\.\w+)+$")], int | float | bool | str | None]
+    validation_accuracy: FiniteFloat
+
+
+class Method(BaseModel):
+    """A method in the file of a tuning."""
+
+    base: str
+    trials: list[Trial] = Field(min_length=1)
+
+
+class Tuning(BaseModel):
+    """What `apply` needs of the file of a tuning."""
+
+    methods: dict[str, Method]
+
+
 def method_name(optimizer: str | None, inner: str | None) -> str:
     """The name of a method in a tuning: RST over SAM is `rst`, over ASAM `rst/asam`."""
     return f"{optimizer}/{inner}" if inner not in (None, "sam") else str(optimizer)
@@ -69,11 +95,9 @@ def read(name: str) -> dict[str, dict[str, Any]]:
         choice = f"choose {', '.join(known)}" if known else "python -m sam_bench.choose writes one"
         raise SettingError(f"tuned={name}: no such tuning{did_you_mean(name, known)}; {choice}")
     try:
-        methods = yaml.safe_load(path.read_text())["methods"]
-        for trial in (trial for method in methods.values() for trial in method["trials"]):
-            float(trial["validation_accuracy"])
-            if not all(str(setting).startswith("optimizer.") for setting in trial["settings"]):
-                raise ValueError("a setting is not one of the optimizer")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return Tuning.model_validate(yaml.safe_load(path.read_text())).model_dump()["methods"]
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
+        raise SettingError(f"tuned={name}: is not a tuning ({where}: {what_is_wrong(error)})") from error
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingError(f"tuned={name}: is not a tuning ({reason(error)})") from error
-    return methods

@@ -112,6 +112,57 @@ def test_equal_trials_are_chosen_by_cost_then_by_their_settings(tuned, capfd):
     assert methods["sgd"]["settings"] == {"optimizer.base.lr": 0.05}
 
 
+BAD = {
+    "a setting of something else": ({"settings": {"dataset.root": "/"}, "validation_accuracy": 1.0}, "dataset.root"),
+    "a list": ({"settings": {"optimizer.rho": [1]}, "validation_accuracy": 1.0}, "optimizer.rho"),
+    "no accuracy": ({"settings": {}}, "validation_accuracy"),
+    "a number as a name": ({"settings": {3: 1}, "validation_accuracy": 1.0}, "3"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_damaged_tuning_is_one_line(command, tmp_path, what):
+    trial, named = BAD[what]
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({"methods": {"sam": {"base": "sgd", "trials": [trial]}}}))
+    status, _, err = command(*TINY, "optimizer=sam", f"+tuned={path}")
+    assert status == 2
+    assert one_line(err).startswith(f"error: tuned={path}: is not a tuning (methods.sam.trials.0.")
+    assert named in err
+
+
+def test_another_base_than_that_of_the_tuning_is_refused(tuned, capfd):
+    run(tuned.runs, capfd)
+    path = tuned.runs / "digits-small_resnet.yaml"
+    status, _, err = tuned(*TINY, "optimizer=sam", "optimizer/base=adamw", f"+tuned={path}")
+    assert status == 2
+    assert "sam was tuned with optimizer/base=sgd, not adamw" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "../../escaped"}, "cannot be the name of a file"),
+        ({"model": "x" * 5000}, "cannot be the name of a file"),
+    ],
+)
+def test_a_name_that_leaves_the_folder_is_refused(tuned, capfd, change, message):
+    for folder in tuned.folders():
+        path = folder / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SystemExit):
+        run(tuned.runs, capfd)
+    assert message in one_line(capfd.readouterr().err)
+    assert all(path.name == "config.yaml" for path in tuned.runs.parent.rglob("*.yaml"))
+
+
+def test_trials_that_differ_in_something_else_are_refused(tuned, capfd):
+    tuned("-m", *SWEEP, "optimizer=sgd,sam", "trainer.label_smoothing=0.1")
+    with pytest.raises(SystemExit):
+        run(tuned.runs, capfd)
+    assert "trainer.label_smoothing: differs between trials" in one_line(capfd.readouterr().err)
+
+
 def test_unequal_or_unvalidated_trials_are_refused(tuned, capfd):
     tuned(*SWEEP, "optimizer=sam", "optimizer.rho=0.3")
     with pytest.raises(SystemExit):

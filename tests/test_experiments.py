@@ -182,3 +182,17 @@ def test_an_experiment_without_a_protocol_is_one_line(command):
     status_, _, err = command("-m", "+experiment=rst_main", *TINY)
     assert status_ == 2
     assert "protocol: experiment=rst_main needs one; choose paper, cpu, smoke" in one_line(err)
+
+
+@pytest.mark.parametrize("word", ["+experiment=rst_main,vsam_main", "protocol=cpu,smoke"])
+def test_several_experiments_at_once_are_refused(command, word):
+    words = [word, "protocol=smoke" if "experiment" in word else "+experiment=rst_main", "seed=0"]
+    status_, _, err = command("-m", *words)
+    assert status_ == 2
+    assert f"{word}: give one {word.lstrip('+').partition('=')[0]} at a time" in one_line(err)
+
+
+@pytest.mark.parametrize("rows", ["abc", ["abc"], [["sgd"]], 5, [None]])
+def test_rows_of_a_wrong_type_are_named(rows):
+    with pytest.raises(SettingError, match=r"experiment=mine: hydra.sweeper: rows should be a dictionary"):
+        expanded({"rows": rows}, experiment="mine")

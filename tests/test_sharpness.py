@@ -158,12 +158,38 @@ def test_attention_has_a_second_derivative_too(command):
     assert result_of(command, "sgd")[1]["sharpness"]["trace_samples"] == 10
 
 
-def test_it_changes_no_weight_of_the_run(command):
-    command(*TINY, "optimizer=rst", "sharpness=cheap")
-    command(*TINY, "optimizer=rst", f"runs={command.runs}/plain")
-    losses = [json.loads(path.read_text())["test_loss"] for path in command.runs.rglob("result.json")]
-    assert len(losses) == 2
-    assert losses[0] == losses[1]
+def test_it_changes_no_weight_of_a_run_beside_it(command):
+    """Of two seeds at once, one is measured while the other may still train."""
+    words = [*TINY, "optimizer=rst", "trainer.seeds=2"]
+    command(*words, "sharpness=cheap")
+    command(*words, f"runs={command.runs}/plain")
+    for seed in (0, 1):
+        one, other = sorted(command.runs.rglob(f"seed-{seed}/last.pt"))
+        weights = [torch.load(path, weights_only=True)["model"] for path in (one, other)]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_full_measures_are_not_replaced_by_cheap_ones(command, monkeypatch):
+    monkeypatch.setitem(curvature.EFFORTS, "full", Effort(64, 1, 1e-1, 2, line=5, plane=3, surface_images=32))
+    words = [*TINY, "trainer.epochs=1", "optimizer=sgd"]
+    command(*words, "sharpness=full")
+    assert command(*words, "sharpness=cheap")[0] == 0
+    folder, result = result_of(command, "sgd")
+    assert result["sharpness"]["kind"] == "full"
+    (folder / "last.pt").unlink()
+    (folder / "result.json").write_text(json.dumps({**result, "sharpness": None}))
+    status, out, err = command(*words, "sharpness=cheap")
+    assert (status, "finished before" in out) == (0, True)
+    assert err.startswith("warning: sharpness=cheap: ")
+    assert "has no last.pt" in err
+
+
+def test_a_measure_that_is_not_finite_leaves_the_result(command, monkeypatch):
+    monkeypatch.setattr(curvature, "hessian", lambda *_: ([float("nan")], 1.0, 1.0))
+    status, _, err = command(*TINY, "trainer.epochs=1", "optimizer=sgd", "sharpness=cheap")
+    assert status == 0
+    assert "warning: sharpness=cheap: lambda_max is not finite; the result is kept" in err
+    assert command(*TINY, "trainer.epochs=1", "optimizer=sgd")[0] == 0
 
 
 def test_a_net_without_second_derivatives_keeps_its_result(command, monkeypatch):

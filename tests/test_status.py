@@ -187,6 +187,36 @@ def test_the_words_of_a_users_own_folder(tmp_path, command):
     (tmp_path / "conf" / "optimizer").mkdir(parents=True)
     text = "defaults:\n  - base: sgd\n  - _self_\n_target_: sam_bench.optim.SAM\nrho: 0.3\n"
     (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text(text)
-    words = ["--config-dir", str(tmp_path / "conf"), *TINY, "optimizer=mine,sgd"]
+    words = ["--config-dir", f"{tmp_path}/./conf/", *TINY, "optimizer=mine,sgd"]
     assert command(words[0], words[1], "-m", *words[2:])[0] == 0
     assert states(command.runs, *words) == ["done", "done"]
+    assert states(command.runs, f"--config-dir={tmp_path}/conf", *words[2:]) == ["done", "done"]
+
+
+def test_damaged_files_are_counted_as_what_they_show(command):
+    command("-m", *TINY, "optimizer=sgd", "seed=0,1,2")
+    one, two, three = command.folders()
+    for folder in (one, two, three):
+        (folder / "result.json").unlink()
+    (one / "metrics.csv").write_bytes(b"\xff\n" * 50)
+    (two / "error.txt").write_bytes(b"\xff | \x1b[31m\n" + b"x" * 5000)
+    (three / ".lock").unlink()
+    (three / ".lock").mkdir()
+    found = status.states([*TINY, "optimizer=sgd", "seed=0,1,2", f"runs={command.runs}"])
+    assert [(each.state, each.epochs) for each in found] == [("interrupted", 3), ("failed", 3), ("interrupted", 3)]
+    text = status.table(found)
+    assert text.count("\n") == 6
+    assert "\x1b" not in text
+
+
+def test_a_sweep_of_which_every_run_is_refused_is_one_line(capfd):
+    with pytest.raises(SystemExit) as exit_:
+        status.main([*TINY, "optimizer=sgd,sam", "trainer.epochs=0"])
+    assert exit_.value.code == 2
+    assert capfd.readouterr() == ("", "error: trainer.epochs=0: should be greater than 0\n")
+
+
+def test_a_missing_folder_of_configurations_is_refused(capfd, tmp_path):
+    with pytest.raises(SystemExit):
+        status.main(["--config-dir", str(tmp_path / "none"), "optimizer=sgd"])
+    assert capfd.readouterr().err == f"error: --config-dir={tmp_path / 'none'}: is not a folder\n"

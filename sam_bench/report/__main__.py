@@ -13,6 +13,11 @@ from sam_bench.report import tables
 from sam_bench.report.cells import collect, panels, runs_in
 
 
+def experiments_in(folder: Path) -> list[Path]:
+    """The folders of runs in a folder of experiments; none if it has runs itself."""
+    return [] if runs_in(folder) else [each for each in sorted(folder.glob("*/")) if runs_in(each)]
+
+
 def main(arguments: list[str]) -> None:
     """Build the pages and print the tables."""
     parser = argparse.ArgumentParser(
@@ -23,23 +28,31 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--table", action="store_true", help="only print the tables in Markdown, write nothing")
     given = parser.parse_args(arguments)
+    folders, failed = list(dict.fromkeys(given.folders)), False
     try:
         if given.table:
-            print(tables.markdown([tables.table(panel) for panel in panels(collect(given.folders))]))
+            every = [inside for folder in folders for inside in experiments_in(folder) or [folder]]
+            print(tables.markdown([tables.table(panel) for panel in panels(collect(every))]))
             return
         from sam_bench.report.page import build, build_index  # matplotlib takes a second
 
-        for folder in dict.fromkeys(given.folders):
-            inside = [each for each in sorted(folder.glob("*/")) if not runs_in(folder) and runs_in(each)]
-            pages = []
+        for folder in folders:
+            inside, pages = experiments_in(folder), []
             for each in inside or [folder]:
-                pages.append(build(collect([each]), each, "../index.html" if inside else None))
+                try:
+                    pages.append(build(collect([each]), each, "../index.html" if inside else None))
+                except SettingError as error:  # the other folders get their pages
+                    print(f"error: {error}", file=sys.stderr)
+                    failed = True
+                    continue
                 print(f"{each / 'index.html'}: {pages[-1].runs} runs of {pages[-1].cells} settings", flush=True)
-            if inside:
+            if inside and pages:
                 build_index(pages, folder)
                 print(folder / "index.html")
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
+        failed = True
+    if failed:
         sys.exit(2)
 
 

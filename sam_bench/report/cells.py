@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sam_bench import results
 from sam_bench.errors import SettingError
@@ -20,7 +20,7 @@ BASE = "optimizer.base.name"
 NAMED = (
     *("_target_", "schedule.name", "model.name", "model.architecture"),
     *("dataset.name", "dataset.root", "dataset.folder", "dataset.contents", "dataset.subset", "dataset.validation"),
-    *("dataset.cutout", "trainer.epochs", "trainer.batch_size", "trainer.precision"),
+    *("dataset.cutout", "trainer.epochs", "trainer.batch_size", "tuned"),
 )
 
 
@@ -78,7 +78,7 @@ class Panel:
         title: what they have in common.
         cells: ordered by cost.
         labels: the method and the settings that tell a cell from the others.
-        base: index of the base optimizer alone, if there is just one; differences are taken from it.
+        base: index of the most common base optimizer alone, if there is just one; differences are taken from it.
         sam: index of SAM, if there is just one.
     """
 
@@ -93,6 +93,24 @@ class Panel:
         """What cells are compared by: validation accuracy in a tuning, else test accuracy."""
         validated = all(run.get("validation_accuracy") is not None for run in self.runs)
         return "validation_accuracy" if validated else "test_accuracy"
+
+    @property
+    def sharpness(self) -> str:
+        """The kind of the measures of sharpness that are shown: what most runs have, or nothing."""
+        kinds = Counter(run["sharpness"]["kind"] for run in self.runs if run.get("sharpness"))
+        return max(sorted(kinds), key=kinds.__getitem__, default="")
+
+    @property
+    def without_reference(self) -> list[str]:
+        """Why rows are not compared with the base optimizer or SAM, in sentences."""
+        lines = []
+        for name, index, rows in (
+            ("the base optimizer alone", self.base, [cell for cell in self.cells if cell.is_base]),
+            ("SAM", self.sam, [cell for cell in self.cells if cell.optimizer == "sam"]),
+        ):
+            if index is None and len(self.cells) > 1:
+                lines.append(f"No row is compared with {name}: there {'are several' if rows else 'is none'}.")
+        return lines
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -125,7 +143,9 @@ def collect(folders: list[Path]) -> list[Cell]:
             seeds = cells[result["config_hash"], result["device"]]
             before, _ = seeds.setdefault(result["seed"], (path, result))
             if before.resolve() != path.resolve():
-                raise SettingError(f"{path}: is the same setting and seed as {before}; give one of the two folders")
+                raise SettingError(
+                    f"{path}: has the same settings and seed as {before}; give only one of the two folders"
+                )
         if not found:
             raise SettingError(f"{folder}: no finished run in it (a folder with result.json)")
     ordered = [[seeds[seed] for seed in sorted(seeds)] for seeds in cells.values()]
@@ -139,9 +159,9 @@ def runs_in(folder: Path) -> list[Path]:
 
 def panels(cells: Sequence[Cell]) -> list[Panel]:
     """The cells by what they may be compared in."""
-    groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    groups: dict[ComparedIn, list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups[_compared_in(cell)].append(cell)
+        groups[ComparedIn.of(cell)].append(cell)
     found = []
     for key in sorted(groups, key=str):
         group = sorted(groups[key], key=lambda cell: (round(cell.cost, 1), cell.optimizer, cell.first["config_hash"]))
@@ -157,41 +177,57 @@ def panels(cells: Sequence[Cell]) -> list[Panel]:
         sam = [i for i, cell in enumerate(group) if cell.optimizer == "sam" and cell.settings.get(BASE) == common]
         sam = [i for i in sam if group[i].settings.get("optimizer.ascent_share", 1) == 1]
         found.append(
-            Panel(_title(key), group, labels, base[0] if len(base) == 1 else None, sam[0] if len(sam) == 1 else None)
+            Panel(key.title, group, labels, base[0] if len(base) == 1 else None, sam[0] if len(sam) == 1 else None)
         )
     return found
 
 
-def _compared_in(cell: Cell) -> tuple[Any, ...]:
-    run, settings = cell.first, cell.settings
-    return (
-        run["dataset"],
-        run["train_images"],
-        settings.get("dataset.contents"),
-        run.get("validation_images") or 0,
-        settings.get("dataset.cutout") or 0,
-        run["model"],
-        run.get("parameters"),
-        run["epochs"],
-        settings.get("trainer.batch_size"),
-        run.get("tuned"),  # tuned methods are compared with tuned ones
-    )
+class ComparedIn(NamedTuple):
+    """What the cells of a panel have in common."""
 
+    dataset: str
+    images: int
+    contents: str | None  # the hash of a folder of images
+    validation: int
+    cutout: int
+    model: str
+    parameters: int | None
+    epochs: int
+    batch_size: int | None
+    tuned: str | None  # tuned methods are compared with tuned ones
 
-def _title(key: tuple[Any, ...]) -> str:
-    dataset, images, contents, validation, cutout, model, parameters, epochs, batch_size, tuned = key
-    parts = [
-        f"{dataset} ({contents})" if contents else dataset,
-        f"{images:,} training images",
-        f"{validation:,} validation images" if validation else "",
-        f"cutout {cutout}" if cutout else "",
-        model,
-        f"{parameters:,} parameters" if parameters else "",
-        f"{epochs} epochs",
-        f"batch {batch_size}" if batch_size else "",
-        f"tuned ({tuned})" if tuned else "",
-    ]
-    return ", ".join(filter(None, parts))
+    @classmethod
+    def of(cls, cell: Cell) -> "ComparedIn":
+        """Of a cell."""
+        run, settings = cell.first, cell.settings
+        return cls(
+            run["dataset"],
+            run["train_images"],
+            settings.get("dataset.contents"),
+            run.get("validation_images") or 0,
+            settings.get("dataset.cutout") or 0,
+            run["model"],
+            run.get("parameters"),
+            run["epochs"],
+            settings.get("trainer.batch_size"),
+            run.get("tuned"),
+        )
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        parts = [
+            f"{self.dataset} ({self.contents})" if self.contents else self.dataset,
+            f"{self.images:,} training images",
+            f"{self.validation:,} validation images" if self.validation else "",
+            f"cutout {self.cutout}" if self.cutout else "",
+            self.model,
+            f"{self.parameters:,} parameters" if self.parameters else "",
+            f"{self.epochs} epochs",
+            f"batch {self.batch_size}" if self.batch_size else "",
+            f"tuned ({self.tuned})" if self.tuned else "",
+        ]
+        return ", ".join(filter(None, parts))
 
 
 def label(cell: Cell, group: Sequence[Cell]) -> str:
@@ -225,19 +261,29 @@ def varied_settings(
         values = [other[key] for other in others if key in other]
         return mine[key] != max(values, key=values.count)
 
+    def another_has_another(key: str) -> bool:
+        inner = "optimizer.inner.name"
+        others = same_optimizer
+        if key.startswith("optimizer.inner.") and key != inner:  # those of another inner method say nothing
+            others = [other for other in others if other.get(inner) == mine.get(inner)]
+        return any(other.get(key) != mine[key] for other in others)
+
     return [
         key
         for key in mine
         if not key.endswith(NAMED)
         and (key != BASE or mine[key] != mine["optimizer.name"])
-        and (any(other.get(key) != mine[key] for other in same_optimizer) or most_have_another(key))
+        and (another_has_another(key) or most_have_another(key))
     ]
 
 
 def _metrics(path: Path) -> list[dict[str, float]]:
     try:
         with path.open(newline="") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError, csv.Error):
+            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        if any(not abs(value) < 1e30 for row in rows for value in row.values()):  # which cannot be drawn
+            raise ValueError("a number is too large")
+        return rows
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error):
         print(f"warning: {path}: cannot be read; its curve is left out", file=sys.stderr)
         return []

@@ -1,68 +1,24 @@
 """The figures of a panel, drawn with matplotlib: as SVG inside the page, and as SVG and PDF files."""
 
-import hashlib
-import html
-import io
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
 
+from sam_bench.report.canvas import INK, STYLE, Canvas, Figure
 from sam_bench.report.cells import NAMED, Cell, Panel
 from sam_bench.report.statistics import Interval
 from sam_bench.report.tables import SHARPNESS, Row, Table, sharpness
 
-INK = "#010203"  # a color of its own, which the page replaces with that of its text
-WIDTH = 7.2  # inches
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.grid": True,
-    "grid.alpha": 0.18,
-    "grid.color": INK,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "pdf.fonttype": 42,
-}
-# readable on white and on black; neighbors in the list are far apart, for people who see fewer colors, too
+# readable on white and on black; adjacent colors stay distinct for color-blind readers
 COLORS = ("#0090d4", "#e07b00", "#00a878", "#c65bb2", "#d04a35", "#8a8f00", "#7d76e0", "#b8860b", "#3aa0a0", "#a0616a")
 MARKERS = "osD^vP*X<>hp"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn figure.
-
-    Attributes:
-        name: of its files, unique within a panel.
-        options: what was chosen for it, such as {"x": "seconds"}; figures of one `family` are alternatives.
-        svg: to be put inside a page.
-    """
-
-    family: str
-    name: str
-    caption: str
-    options: dict[str, str]
-    svg: str
-    files: dict[str, bytes] = field(repr=False, default_factory=dict)
 
 
 def figures(table: Table) -> list[Figure]:
@@ -73,89 +29,13 @@ def figures(table: Table) -> list[Figure]:
     )
     with matplotlib.rc_context(STYLE):
         drawn = [figure for family in families for figure in family(table)]
-    names = Counter(figure.name for figure in drawn)  # long labels may begin alike
-    return [
-        replace(figure, name=f"{figure.name}-{number}") if names[figure.name] > 1 else figure
-        for number, figure in enumerate(drawn)
-    ]
-
-
-def slug(text: str) -> str:
-    """A part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-class Canvas:
-    """A figure being drawn: axes, and the cells that its parts belong to."""
-
-    def __init__(self, height: float, columns: int = 1) -> None:
-        self.drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
-        self.axes: list[Axes] = list(np.atleast_1d(self.drawing.subplots(1, columns)))
-        self.cells: dict[str, tuple[int, str]] = {}
-
-    def of_cell(self, artist: Any, index: int, text: str) -> None:
-        """Mark what belongs to a cell: the page highlights it, and shows `text` when it is pointed at."""
-        name = f"cell-{index}-{len(self.cells)}"
-        artist.set_gid(name)
-        self.cells[name] = index, text
-
-    def finished(self, family: str, table: Table, title: str, options: dict[str, str], caption: str) -> Figure:
-        """Save it."""
-        name = "-".join([family, *(slug(value)[:48] for value in options.values())])
-        where = f"{table.panel.title}; {precision_and_device(table.panel.cells)}"
-        text = f"{caption} Settings: {where}."
-        inline = self._saved("svg", name)
-        prefix = "f" + hashlib.sha256(f"{table.panel.title} {name}".encode()).hexdigest()[:8]
-        self.drawing.supxlabel(_wrapped(text), fontsize=6.5, x=0.01, ha="left")  # the settings, in the files
-        plain = self._saved("svg", name).replace(INK, "#222222")
-        files = {"svg": plain.encode(), "pdf": self._saved_pdf()}
-        return Figure(family, name, text, options, self._for_page(inline, title, prefix), files)
-
-    def _saved(self, kind: str, name: str) -> str:
-        with matplotlib.rc_context({"svg.hashsalt": name}):
-            buffer = io.BytesIO()
-            self.drawing.savefig(buffer, format=kind, metadata={"Date": None})
-        return buffer.getvalue().decode()
-
-    def _saved_pdf(self) -> bytes:
-        buffer = io.BytesIO()
-        self.drawing.savefig(buffer, format="pdf", metadata={"CreationDate": None})
-        return buffer.getvalue()
-
-    def _for_page(self, svg: str, title: str, prefix: str) -> str:
-        svg = svg[svg.index("<svg") :]
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
-        svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2).replace(INK, "currentColor")
-        svg = svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
-        for name, (index, text) in self.cells.items():
-            svg = svg.replace(
-                f'<g id="{name}">', f'<g class="cell" data-cell="{index}" data-text="{html.escape(text)}">', 1
-            )
-        used = set(re.findall(r"[\"(]#([^\")]+)[\")]", svg))
-        svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
-
-        def unique(found: re.Match[str]) -> str:
-            return f"{found[1]}{prefix}-{found[2]}" if found[2] in used else found[0]
-
-        return re.sub(r'(id="|[("]#)([^")]+)', unique, svg)  # ids of several drawings in a page must differ
-
-
-def _wrapped(text: str, width: int = 130) -> str:
-    lines, line = [], ""
-    for word in text.split():
-        if len(line) + len(word) > width:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    return "\n".join([*lines, line]).replace("$", r"\$")
-
-
-def precision_and_device(cells: Sequence[Cell]) -> str:
-    """Those of all cells, and their seeds."""
-    devices = ", ".join(dict.fromkeys(f"{cell.first['device']}, {cell.first['precision']}" for cell in cells))
-    counts = sorted({len(cell.runs) for cell in cells})
-    return f"{devices}; n = {counts[0]}" if len(counts) == 1 else f"{devices}; n = {counts[0]} to {counts[-1]}"
+    names: Counter[str] = Counter()  # long labels may begin alike
+    numbered = []
+    for figure in drawn:
+        names[figure.name] += 1
+        number = names[figure.name]
+        numbered.append(replace(figure, name=f"{figure.name}-{number}") if number > 1 else figure)
+    return numbered
 
 
 def kind(row: Row) -> tuple[str, ...]:
@@ -179,14 +59,15 @@ def marker(table: Table, row: Row) -> str:
     return MARKERS[_number(table, row) % len(MARKERS)]
 
 
-def shown(text: str) -> str:
-    """Text of a user's, which matplotlib is not to read as a formula."""
-    return text.replace("$", r"\$")
+def escaped(text: str) -> str:
+    """Text of a user's in one line, which matplotlib is not to read as a formula."""
+    printable = "".join(each if each.isprintable() else " " for each in text)
+    return " ".join(printable.split()).replace("$", r"\$")
 
 
 def short(text: str, length: int = 34) -> str:
     """A label in a plot; the page shows all of it when the cell is pointed at."""
-    return shown(text if len(text) <= length else text[: length - 1].rstrip() + "…")
+    return escaped(text if len(text) <= length else text[: length - 1].rstrip() + "…")
 
 
 def name_at(axes: Axes, text: str, x: float, y: float, tone: str) -> None:
@@ -219,6 +100,15 @@ def references(axes: Axes, table: Table) -> None:
         if index is not None:
             row = table.rows[index]
             axes.axhline(row.accuracy.estimate, color=INK, lw=0.9, dashes=dashes, alpha=0.7)
+
+
+WITH_INTERVALS = " with 95 % t intervals, standard deviation pooled over all rows"
+LINES_ACROSS = " Lines across: the base optimizer (dashed) and SAM (dotted)."
+
+
+def has_intervals(table: Table) -> bool:
+    """Whether some cell has two seeds."""
+    return table.spread.freedom > 0
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -268,24 +158,32 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
             axes.set(xlabel=x_name, ylabel=y_name)
             axes.margins(x=0.05)
             named = {*best, *(i for i in (table.panel.base, table.panel.sam) if i is not None)}
-            if sum(len(row.label) for row in table.rows) <= 400:  # room for all
+            if has_room(table):
                 named = set(range(len(table.rows)))
-            names = {i: table.rows[i].label for i in named}
-            label_points(canvas, table, {i: (points[i][0], abs(points[i][1])) for i in named}, names)
+            label_points(canvas, table, {i: (points[i][0], abs(points[i][1])) for i in named})
             options = {"x": x_name, "y": y_name}
             yield canvas.finished(
                 "cost",
                 table,
                 f"{y_name} against {x_name}",
                 options,
-                "Dots are seeds, markers means with 95 % intervals. The step line is the frontier of the means: "
-                "nothing cheaper is better. Lines across: the base optimizer (dashed) and SAM (dotted).",
+                f"Dots are seeds, markers means{WITH_INTERVALS if scale == 100 and has_intervals(table) else ''}. The "
+                "step line is the frontier of the means: nothing cheaper is better."
+                + (LINES_ACROSS if scale == 100 else ""),
             )
 
 
-def label_points(canvas: Canvas, table: Table, points: dict[int, tuple[float, float]], names: dict[int, str]) -> None:
-    """Write each name to the right of its point, moved up or down where names would overlap."""
+def has_room(table: Table) -> bool:
+    """Whether every row of a table can be named in a plot."""
+    return sum(len(row.label) for row in table.rows) <= 400
+
+
+def label_points(
+    canvas: Canvas, table: Table, points: dict[int, tuple[float, float]], names: dict[int, str] | None = None
+) -> None:
+    """Write the name of each row to the right of its point, moved up or down where names would overlap."""
     (axes,) = canvas.axes
+    names = names or {i: table.rows[i].label for i in points}
     low, high = axes.get_xlim()
     is_log = axes.get_xscale() == "log"
     # room for the names of the last column
@@ -349,7 +247,7 @@ def seeds(table: Table) -> Iterator[Figure]:
     canvas.axes[0].set_xlabel(accuracy_name(table.panel))
     has_published = any(row.published for row in table.rows)
     extra = " Open diamonds are published figures, whose sources and settings are listed below." * has_published
-    caption = f"Dots are seeds, markers means with 95 % t intervals, standard deviation pooled over all rows.{extra}"
+    caption = f"Dots are seeds, markers means{WITH_INTERVALS if has_intervals(table) else ''}.{extra}"
     yield canvas.finished("seeds", table, f"{accuracy_name(table.panel)} by method", {}, caption)
 
 
@@ -365,11 +263,13 @@ def gains(table: Table) -> Iterator[Figure]:
         dots = {i: [value - theirs[seed] for seed, value in mine[i].items() if seed in theirs] for i in intervals}
         canvas = _forest(table, intervals, dots, True)
         label = f"gain over {reference.label}, percentage points"
-        canvas.axes[0].set_xlabel(shown(label))
-        caption = (
-            "Markers are differences of means with Dunnett's intervals, which hold together with 95 %; dots are "
-            "differences of equal seeds. An interval that includes 0: not distinguishable."
+        canvas.axes[0].set_xlabel(escaped(label))
+        together = (
+            "with Dunnett's intervals, which hold together with 95 % for the whole table; an interval that includes "
+            "0 is not distinguishable"
         )
+        means = f"Markers are differences of means{f' {together}' if has_intervals(table) else ''}."
+        caption = f"{means} Dots are differences of equal seeds."
         yield canvas.finished("gain", table, label, {"over": f"{reference.label} ({name})"}, caption)
 
 
@@ -382,30 +282,31 @@ def curves(table: Table) -> Iterator[Figure]:
         ("train_loss", "train loss", 1),
     ):
         for x_key, x_name in (("propagations", "propagations"), ("seconds", "seconds of training")):
-            lines = []
-            for i, row in enumerate(table.rows):
-                runs = [[line for line in run if key in line and x_key in line] for run in row.cell.metrics]
-                length = min((len(run) for run in runs), default=0)
-                if length > 1:
-                    mean = [
-                        [float(np.mean([run[at][k] for run in runs])) for at in range(length)] for k in (x_key, key)
-                    ]
-                    lines.append((i, row, mean))
+            means = {i: mean_curve(row.cell, x_key, key) for i, row in enumerate(table.rows)}
+            lines = {i: line for i, line in means.items() if line}
             if not lines:
                 continue
             canvas = Canvas(4.2)
             (axes,) = canvas.axes
-            for i, row, (x, y) in lines:
+            for i, (x, y) in lines.items():
+                row = table.rows[i]
                 dashes = (4, 2) if row.cell.is_base else (1, 1.5) if row.cell.optimizer == "sam" else (None, None)
-                values = [scale * value for value in y]
-                line = axes.plot(x, values, color=color(table, row), lw=1.3, dashes=dashes)
+                line = axes.plot(x, np.multiply(scale, y), color=color(table, row), lw=1.3, dashes=dashes)
                 canvas.of_cell(line[0], i, described(row))
-                if len(lines) <= 8 or i in (table.panel.base, table.panel.sam):
-                    name_at(axes, row.label, x[-1], values[-1], color(table, row))
-            axes.margins(x=0.1)
             axes.set(xlabel=x_name, ylabel=name)
+            named = lines if has_room(table) else lines.keys() & {table.panel.base, table.panel.sam}
+            label_points(canvas, table, {i: (lines[i][0][-1], scale * lines[i][1][-1]) for i in named})
             caption = "Means over the seeds after each epoch; the end of a line is the result."
             yield canvas.finished("curves", table, f"{name} against {x_name}", {"x": x_name, "y": name}, caption)
+
+
+def mean_curve(cell: Cell, *keys: str) -> list[list[float]] | None:
+    """Columns of `metrics.csv`, averaged over the seeds; None if they have fewer than two epochs in common."""
+    runs = [[line for line in run if set(keys) <= line.keys()] for run in cell.metrics]
+    epochs = min(map(len, runs))
+    if epochs < 2:
+        return None
+    return [[float(np.mean([run[epoch][key] for run in runs])) for epoch in range(epochs)] for key in keys]
 
 
 def accuracy_against_setting(table: Table) -> Iterator[Figure]:
@@ -420,15 +321,14 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
             for i in indices:
                 settings = table.rows[i].cell.settings
                 if isinstance(settings.get(key), (int, float)) and not isinstance(settings[key], bool):
-                    others = {
-                        k: v for k, v in settings.items() if k != key and k.startswith(("optimizer.", "schedule."))
-                    }
-                    lines.setdefault(str(sorted(others.items(), key=str)), []).append(i)
+                    others = {k: v for k, v in settings.items() if k != key}
+                    alike = str((sorted(others.items(), key=str), table.rows[i].cell.first["device"]))
+                    lines.setdefault(alike, []).append(i)
             keys.setdefault(key, []).extend((name, line) for line in lines.values() if len(line) >= 3)
     for key, found in keys.items():
         if not found:
             continue
-        setting = key.removeprefix("optimizer.").removeprefix("inner.")
+        setting = key.removeprefix("optimizer.")
         ends: dict[int, tuple[float, float]] = {}
         names: dict[int, str] = {}
         canvas = Canvas(3.8)
@@ -451,7 +351,7 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
                 )
                 canvas.of_cell(bars.lines[0], i, described(row))
             ends[line[-1]] = x[-1], rows[-1].accuracy.estimate
-            names[line[-1]] = " ".join(rows[-1].label.replace(f"{setting}={x[-1]}", "").split())
+            names[line[-1]] = without(rows[-1].label, setting, x[-1])
         values = [table.rows[i].cell.settings[key] for _, line in found for i in line]
         if min(values) > 0 and max(values) / min(values) >= 20:
             axes.set_xscale("log")
@@ -463,8 +363,16 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
             table,
             f"{accuracy_name(table.panel)} against {setting}",
             {"setting": setting},
-            "Means over the seeds with 95 % intervals; lines join cells that differ in this setting alone.",
+            f"Means over the seeds{WITH_INTERVALS if has_intervals(table) else ''}; lines join cells that differ in "
+            f"this setting alone.{LINES_ACROSS}",
         )
+
+
+def without(label: str, setting: str, value: Any) -> str:
+    """A label without one of its settings: `rst constant(p=0.5)` without `schedule.p` is `rst constant`."""
+    for name in (setting, setting.rpartition(".")[2]):
+        label = re.sub(rf"(?<![\w.]){re.escape(name)}={re.escape(str(value))}(?![\w.])(, )?", "", label)
+    return " ".join(label.replace("()", "").replace(", )", ")").split())
 
 
 def schedules(table: Table) -> Iterator[Figure]:
@@ -530,7 +438,7 @@ def coin(cell: Cell) -> tuple[Any, Any] | None:
 def accuracy_against_sharpness(table: Table) -> Iterator[Figure]:
     """Accuracy against each measure of sharpness; a dot a seed."""
     for key, name in SHARPNESS.items():
-        found = [(i, row, sharpness(row.cell, key)) for i, row in enumerate(table.rows)]
+        found = [(i, row, sharpness(row.cell, key, table.panel.sharpness)) for i, row in enumerate(table.rows)]
         found = [each for each in found if each[2]]
         if len(found) < 2:
             continue
@@ -552,14 +460,13 @@ def accuracy_against_sharpness(table: Table) -> Iterator[Figure]:
         if min(every) > 0 and max(every) / min(every) > 20:
             axes.set_xscale("log")
         axes.margins(x=0.15)
-        axes.set(xlabel=name, ylabel=accuracy_name(table.panel))
+        axes.set(xlabel=f"{name} ({table.panel.sharpness})", ylabel=accuracy_name(table.panel))
         yield canvas.finished(
             "sharpness",
             table,
             f"{accuracy_name(table.panel)} against {name}",
             {"x": name},
-            "A dot a seed. Sharpness of the last weights on a fixed part of the training data, BatchNorm frozen, in "
-            "float32.",
+            "One dot per seed. Sharpness of the last weights on a fixed part of the training data, in float32.",
         )
 
 
@@ -581,7 +488,7 @@ def sensitivity(table: Table) -> Iterator[Figure]:
             row = table.rows[i]
             dot = axes.plot(value, place, "o", ms=7 if value == best[name] else 4, color=color(table, row))
             canvas.of_cell(dot[0], i, described(row))
-    axes.set_yticks(range(len(order)), [shown(f"{name} ({len(methods[name])})") for name in order], fontsize=7.5)
+    axes.set_yticks(range(len(order)), [escaped(f"{name} ({len(methods[name])})") for name in order], fontsize=7.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(accuracy_name(table.panel))
     yield canvas.finished(
@@ -589,7 +496,7 @@ def sensitivity(table: Table) -> Iterator[Figure]:
         table,
         "spread over the trials of each method",
         {},
-        "A dot a trial, the larger one is the best; the number of trials is in parentheses. A short line: the "
+        "One dot per trial, the larger one is the best; the number of trials is in parentheses. A short line: the "
         "method depends little on its settings.",
     )
 
@@ -603,9 +510,11 @@ def surfaces(table: Table) -> Iterator[Figure]:
     canvas = Canvas(3.8)
     (axes,) = canvas.axes
     for i, row, found in rows:
-        line = axes.plot(found["line"]["distance"], found["line"]["loss"], color=color(table, row), lw=1.3)
+        at, loss = found["line"]["distance"], np.asarray(found["line"]["loss"], dtype=float)  # None: it overflowed
+        line = axes.plot(at, loss, color=color(table, row), lw=1.3)
         canvas.of_cell(line[0], i, described(row))
-        name_at(axes, row.label, found["line"]["distance"][-1], found["line"]["loss"][-1], color(table, row))
+        end = int(np.flatnonzero(np.isfinite(loss)).max(initial=0))
+        name_at(axes, row.label, at[end], loss[end], color(table, row))
     axes.margins(x=0.12)
     axes.set(xlabel="distance along a filter-normalized random direction", ylabel="train loss")
     yield canvas.finished(
@@ -634,11 +543,3 @@ def surfaces(table: Table) -> Iterator[Figure]:
             {"surface": f"plane, {row.label}"},
             f"{row.label}: loss over two random directions, scaled filter by filter (Li et al., arXiv 1712.09913).",
         )
-
-
-def write(figure: Figure, folder: Path) -> dict[str, str]:
-    """Write the files of a figure into `folder`; returns their names by kind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, content in figure.files.items():
-        (folder / f"{figure.name}.{kind}").write_bytes(content)
-    return {kind: f"{figure.name}.{kind}" for kind in figure.files}

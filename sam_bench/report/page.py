@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from sam_bench import files
 from sam_bench.configuration import CONF
+from sam_bench.errors import SettingError
 from sam_bench.report import tables
+from sam_bench.report.canvas import INK, write
 from sam_bench.report.cells import Cell, panels
-from sam_bench.report.figures import INK, color, figures, write
+from sam_bench.report.figures import color, figures
 from sam_bench.report.published import how_settings_differ
 from sam_bench.report.tables import Table
 
@@ -29,6 +31,7 @@ FAMILIES = {
     "surface": "Loss surfaces",
 }
 HERE = Path(__file__).parent
+TEMPLATES = Environment(autoescape=True, undefined=StrictUndefined, loader=PackageLoader("sam_bench.report", "."))
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
     """
     found = [tables.table(panel) for panel in panels(cells)]
     title, runs = folder.resolve().name, [run for cell in cells for run in cell.runs]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in [*folder.glob("figures/*/*.svg"), *folder.glob("figures/*/*.pdf")]:  # of runs that are gone
+            old.unlink()
+    except OSError as error:
+        raise SettingError(f"{folder}: cannot be written: {error.strerror}") from error
     shown = [
         _panel(table, number, folder) for number, table in enumerate(tqdm(found, "figures", disable=None, leave=False))
     ]
@@ -66,8 +74,7 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
         f"torch {', '.join(sorted({str(run.get('versions', {}).get('torch')) for run in runs}))}",
         f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}" if commits else "",
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=PackageLoader("sam_bench.report", "."))
-    page = environment.get_template("page.html").render(
+    page = TEMPLATES.get_template("page.html").render(
         title=title,
         description=description(title),
         facts=" · ".join(filter(None, facts)),
@@ -86,12 +93,11 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
 
 def build_index(pages: Sequence[Page], folder: Path) -> None:
     """Write the page that links all pages."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=PackageLoader("sam_bench.report", "."))
     rows = [
         {**vars(page), "link": f"{page.folder.resolve().relative_to(folder.resolve())}/index.html"} for page in pages
     ]
     files.replace(
-        folder / "index.html", environment.get_template("index.html").render(pages=rows, css=_source("page.css"))
+        folder / "index.html", TEMPLATES.get_template("index.html").render(pages=rows, css=_source("page.css"))
     )
 
 

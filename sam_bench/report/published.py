@@ -44,9 +44,9 @@ def published(panel: Panel, i: int) -> list[Published]:
     A figure belongs to one cell of a panel: there is none if several cells are of this method.
     """
     cell = panel.cells[i]
-    if sum(other.optimizer == cell.optimizer for other in panel.cells) > 1:
+    if panel.metric != "test_accuracy" or sum(other.optimizer == cell.optimizer for other in panel.cells) > 1:
         return []
-    names = {cell.optimizer, "base"} if cell.is_base else {cell.optimizer}
+    names = {cell.optimizer, "base"} if i == panel.base else {cell.optimizer}
     model = {"vit_small_patch32_224": "vit_s32"}.get(cell.first["model"], cell.first["model"])
     found = []
     for row in rows():

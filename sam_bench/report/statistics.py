@@ -52,7 +52,7 @@ class Comparison:
     """The difference of a cell from a reference.
 
     Attributes:
-        difference: with Dunnett's interval; all of a table's hold together with 95 %.
+        difference: with Dunnett's interval; all intervals of a table hold together with 95 %.
         paired: the same with the interval of the differences of equal seeds, for this comparison alone; None if fewer
             than two seeds are equal.
         p: of a t test with the pooled deviation, not corrected.
@@ -64,10 +64,10 @@ class Comparison:
 
 
 def pooled(cells: Sequence[Sequence[float]]) -> Pooled:
-    """The pooled standard deviation; NaN if no cell has two values."""
+    """The pooled standard deviation; NaN with 0 degrees of freedom if no cell has two different values."""
     freedom = sum(len(cell) - 1 for cell in cells)
     squares = sum(float(np.square(np.asarray(cell) - np.mean(cell)).sum()) for cell in cells)
-    return Pooled(math.sqrt(squares / freedom) if freedom else math.nan, freedom)
+    return Pooled(math.sqrt(squares / freedom), freedom) if squares > 0 else Pooled(math.nan, 0)
 
 
 def mean_interval(values: Sequence[float], spread: Pooled) -> Interval:
@@ -79,24 +79,26 @@ def mean_interval(values: Sequence[float], spread: Pooled) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def compare(cells: Sequence[dict[int, float]], reference: int) -> list[Comparison | None]:
+def compare(cells: Sequence[dict[int, float]], reference: int, references: int = 1) -> list[Comparison | None]:
     """Every cell of a table against one of them: Dunnett's many-to-one comparison.
 
     All intervals of a table hold at once with 95 %: the chance of any false "better" or "worse" in it is at most 5 %.
+    With two references each has half of that chance.
 
     Args:
         cells: the values of each by seed.
         reference: which of them is the reference; its own entry of the result is None.
+        references: how many references the table has.
     """
     values = [list(cell.values()) for cell in cells]
     spread = pooled(values)
     sizes = [len(value) for value in values]
     means = [float(np.mean(value)) for value in values]
-    has_spread = spread.freedom > 0 and spread.deviation > 0
+    has_spread = spread.freedom > 0
     others = [i for i in range(len(cells)) if i != reference]
-    limit = (
-        dunnett_limit([sizes[i] for i in others], sizes[reference], spread.freedom) if has_spread and others else 0.0
-    )
+    limit = 0.0
+    if has_spread and others:
+        limit = dunnett_limit([sizes[i] for i in others], sizes[reference], spread.freedom, references)
     result: list[Comparison | None] = [None] * len(cells)
     for i in others:
         difference = means[i] - means[reference]
@@ -108,8 +110,8 @@ def compare(cells: Sequence[dict[int, float]], reference: int) -> list[Compariso
     return result
 
 
-def dunnett_limit(sizes: Sequence[int], control: int, freedom: int) -> float:
-    """The c with P(max |t_i| ≤ c) = 95 % for the t statistics of several groups against one control.
+def dunnett_limit(sizes: Sequence[int], control: int, freedom: int, references: int = 1) -> float:
+    """The c with P(max |t_i| ≤ c) = 1 - 5 %/references for the t statistics of several groups against one control.
 
     Dunnett, J. Am. Stat. Assoc. 50 (1955) 1096: given s/σ and the mean of the control, the groups are independent, so
     the probability is a double integral. scipy.stats.dunnett finds the same limit by random integration, to 1 % of the
@@ -119,22 +121,24 @@ def dunnett_limit(sizes: Sequence[int], control: int, freedom: int) -> float:
         sizes: n_i of the groups.
         control: n of the control.
         freedom: degrees of freedom of the pooled deviation.
+        references: how many controls share the 5 %.
     """
+    level = 1 - (1 - LEVEL) / references
     x, x_weights = np.polynomial.hermite_e.hermegauss(80)  # the mean of the control
     x_weights = x_weights / math.sqrt(2 * math.pi)
     u, u_weights = np.polynomial.legendre.leggauss(120)
     scale = np.sqrt(stats.chi2.ppf((u + 1) / 2, freedom) / freedom)[:, None]  # s/σ, by its quantiles
 
-    def too_few(limit: float) -> float:
+    def excess_coverage(limit: float) -> float:
         inside = np.ones((len(u), len(x)))
         for n, count in Counter(sizes).items():
             share = math.sqrt(n / (n + control))  # the correlation of two groups is the product of theirs
             rest = math.sqrt(1 - share**2)
             upper, lower = (share * x + limit * scale) / rest, (share * x - limit * scale) / rest
             inside *= (special.ndtr(upper) - special.ndtr(lower)) ** count
-        return float(u_weights / 2 @ inside @ x_weights) - LEVEL
+        return float(u_weights / 2 @ inside @ x_weights) - level
 
-    return float(optimize.brentq(too_few, 0.1, 1000.0, xtol=1e-6))
+    return float(optimize.brentq(excess_coverage, 0.1, 1000.0, xtol=1e-6))
 
 
 def paired(cell: dict[int, float], reference: dict[int, float]) -> Interval | None:
@@ -158,16 +162,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def detectable_difference(seeds: int, spread: Pooled) -> float:
-    """The smallest true difference of two cells that a t test finds with a power of 80 %, in the unit of the values.
+def detectable_difference(seeds: int, spread: Pooled, limit: float | None = None) -> float:
+    """The smallest true difference of two cells that is found with a power of 80 %, in the unit of the values.
 
-    It uses the pooled deviation, two-sided at 5 %, from the noncentral t distribution. `seeds` is n of each cell.
+    Args:
+        seeds: n of each of the two cells.
+        spread: the pooled deviation.
+        limit: the |t| that counts as found, such as Dunnett's; that of a single t test at 5 % if None.
     """
     if not spread.freedom or seeds < 1:
         return math.nan
-    limit = stats.t.ppf((1 + LEVEL) / 2, spread.freedom)
+    if limit is None:
+        limit = float(stats.t.ppf((1 + LEVEL) / 2, spread.freedom))
 
-    def missing(shift: float) -> float:
+    def excess_power(shift: float) -> float:
         return stats.nct.sf(limit, spread.freedom, shift) - POWER  # and not in the wrong direction
 
-    return float(optimize.brentq(missing, 0.0, limit + 5)) * spread.deviation * math.sqrt(2 / seeds)
+    return float(optimize.brentq(excess_power, 0.0, limit + 5)) * spread.deviation * math.sqrt(2 / seeds)

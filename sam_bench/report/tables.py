@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import statistics as std
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sam_bench.report.statistics import (
     Pooled,
     compare,
     detectable_difference,
+    dunnett_limit,
     holm,
     mean_interval,
     pooled,
@@ -52,38 +54,47 @@ class Table:
     spread: Pooled
 
     @property
+    def references(self) -> dict[str, int]:
+        """The rows that others are compared with: `gain` and `over_sam` of a row, and the reference's index."""
+        found = {"gain": self.panel.base, "over_sam": self.panel.sam}
+        return {name: index for name, index in found.items() if index is not None}
+
+    @property
     def detectable(self) -> float:
-        """The smallest difference, in %, that two cells with the panel's smallest n show with a power of 80 %."""
-        return detectable_difference(min(len(row.cell.runs) for row in self.rows), self.spread)
+        """The smallest true difference from a reference, in %, that is called so with a power of 80 %.
+
+        For a row with the smallest n of the table; of two rows at 5 % if there is no reference.
+        """
+        sizes, limit = [len(row.cell.runs) for row in self.rows], None
+        if self.references and self.spread.freedom and len(sizes) > 1:
+            others = [min(sizes)] * (len(sizes) - 1)
+            limit = dunnett_limit(others, min(sizes), self.spread.freedom, len(self.references))
+        return detectable_difference(min(sizes), self.spread, limit)
 
     def summary(self) -> list[str]:
         """What is to be said below the table, in sentences."""
         n = sorted({len(row.cell.runs) for row in self.rows})
         seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
         lines = []
-        if self.spread.freedom:
-            lines.append(
-                f"Intervals are 95 % t intervals, {seeds}, with the standard deviation pooled over this table: "
-                f"{self.spread.deviation:.2f} % with {self.spread.freedom} degrees of freedom. The smallest difference "
-                f"of two rows that such a table finds with a power of 80 % is {self.detectable:.2f} %."
-            )
-        else:
-            lines.append(f"One seed each ({seeds}): there are no intervals, and no difference is claimed.")
-        for name, index, of in (
-            ("the base optimizer", self.panel.base, "gain"),
-            ("SAM", self.panel.sam, "over_sam"),
-        ):
-            if index is None or not self.spread.freedom or len(self.rows) < 2:
-                continue
+        if not self.spread.freedom:
+            why = "One seed each" if n == [1] else f"No cell has two different values ({seeds})"
+            return [f"{why}: there are no intervals, and no difference is claimed.", *self.panel.without_reference]
+        lines.append(
+            f"Intervals are 95 % t intervals, {seeds}, with the standard deviation pooled over this table: "
+            f"{self.spread.deviation:.2f} % with {self.spread.freedom} degrees of freedom. The smallest true "
+            f"difference from {'a reference' if self.references else 'another row'} that this table finds with a power "
+            f"of 80 % is {self.detectable:.2f} %."
+        )
+        for name, index in self.references.items():
             verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
             for row in self.rows:
-                if comparison := getattr(row, of):
+                if comparison := getattr(row, name):
                     verdicts[comparison.difference.verdict()].append(row.label)
-            said = [f"{word}: {_named(labels)}" for word, labels in verdicts.items()]
-            lines.append(
-                f"Against {name} ({self.panel.labels[index]}), all rows together with 95 % (Dunnett): "
-                f"{'; '.join(said)}."
-            )
+            said = "; ".join(f"{word}: {_named(labels)}" for word, labels in verdicts.items())
+            lines.append(f"Compared with {self.panel.labels[index]}: {said}.")
+        if self.references and len(self.rows) > 1:
+            lines.append("All differences of the table hold together with 95 % (Dunnett).")
+        lines += self.panel.without_reference
         return lines
 
 
@@ -96,8 +107,9 @@ def table(panel: Panel) -> Table:
     accuracies = panel.accuracies
     spread = pooled([list(cell.values()) for cell in accuracies])
     none: list[Comparison | None] = [None] * len(panel.cells)
-    gains = none if panel.base is None else compare(accuracies, panel.base)
-    over_sam = none if panel.sam is None else compare(accuracies, panel.sam)
+    count = (panel.base is not None) + (panel.sam is not None)
+    gains = none if panel.base is None else compare(accuracies, panel.base, count)
+    over_sam = none if panel.sam is None else compare(accuracies, panel.sam, count)
     rows = [
         Row(
             panel.labels[i],
@@ -118,7 +130,11 @@ def claims(tables: Sequence[Table]) -> str:
         (comparison, f"{row.label} against {panel.labels[reference]} ({panel.title})")
         for panel, rows in ((each.panel, each.rows) for each in tables)
         for row in rows
-        for comparison, reference in ((row.gain, panel.base), (row.over_sam, panel.sam))
+        # SAM and the base optimizer are compared once
+        for comparison, reference in (
+            (row.gain, panel.base),
+            (row.over_sam if row is not rows[panel.base or 0] or panel.base is None else None, panel.sam),
+        )
         if comparison and reference is not None and not math.isnan(comparison.p)
     ]
     if len(tables) < 2 or not found:
@@ -141,7 +157,7 @@ class Column:
     title: str
     text: Callable[[Row], str]
     value: Callable[[Row], Any]
-    wide: bool = True  # left out of LaTeX
+    in_latex: bool = False  # which has fewer columns
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
@@ -153,16 +169,15 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
 def shown_interval(interval: Interval, signed: bool) -> str:
     """`estimate [low, high]`."""
     sign = "+" if signed else ""
-    text = f"{interval.estimate:{sign}.2f}"
-    return text if math.isinf(interval.low) else f"{text} [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]"
+    estimate, low, high = (f"{round(value, 2) + 0.0:{sign}.2f}" for value in vars(interval).values())  # no -0.00
+    return estimate if math.isinf(interval.low) else f"{estimate} [{low}, {high}]"
 
 
 def of_runs(key: str, digits: int, scale: float = 1.0) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
-    """A column of mean ± standard deviation of a number in `result.json`; empty where all are 0 or missing."""
+    """A column of mean ± standard deviation of a number in `result.json`; empty where it is missing."""
 
     def values(row: Row) -> list[float]:
-        found = list(row.cell.by_seed(key, scale).values())
-        return found if any(found) else []
+        return list(row.cell.by_seed(key, scale).values())
 
     return (
         lambda row: mean_and_deviation(found, digits) if (found := values(row)) else "",
@@ -170,11 +185,11 @@ def of_runs(key: str, digits: int, scale: float = 1.0) -> tuple[Callable[[Row], 
     )
 
 
-def of_sharpness(key: str) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
+def of_sharpness(key: str, kind: str) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
     """A column of a measure of sharpness."""
 
     def values(row: Row) -> list[float]:
-        return list(sharpness(row.cell, key).values())
+        return list(sharpness(row.cell, key, kind).values())
 
     def text(row: Row) -> str:
         found = values(row)
@@ -184,9 +199,10 @@ def of_sharpness(key: str) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
     return text, lambda row: std.mean(found) if (found := values(row)) else None
 
 
-def sharpness(cell: Cell, key: str) -> dict[int, float]:
-    """A measure of sharpness of each run that has it, by seed."""
-    return {run["seed"]: float(run["sharpness"][key]) for run in cell.runs if key in (run.get("sharpness") or {})}
+def sharpness(cell: Cell, key: str, kind: str) -> dict[int, float]:
+    """A measure of sharpness by seed, of the runs that have it of this kind: `cheap` or `full`."""
+    found = {run["seed"]: run.get("sharpness") or {} for run in cell.runs}
+    return {seed: float(measures[key]) for seed, measures in found.items() if measures.get("kind") == kind}
 
 
 def compared(which: str) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
@@ -195,7 +211,7 @@ def compared(which: str) -> tuple[Callable[[Row], str], Callable[[Row], Any]]:
     def text(row: Row) -> str:
         found: Comparison | None = getattr(row, which)
         if found is None:
-            return ""
+            return "reference"
         if math.isinf(found.difference.low):
             return shown_interval(found.difference, True)
         return f"{shown_interval(found.difference, True)} {found.difference.verdict()}"
@@ -209,10 +225,13 @@ def paired_text(row: Row) -> str:
 
 
 def settings_text(row: Row) -> str:
-    """Where the method's settings come from."""
-    if tuned := row.cell.first.get("tuned"):
-        return f"tuned ({tuned})"
-    return "as stated" if "=" in row.label.partition("(")[0] + row.label.partition(")")[2] else "defaults"
+    """Where the method's own settings come from."""
+    run = row.cell.first
+    if run.get("tuned"):
+        return f"tuned ({run['tuned']})"
+    if (stated := run.get("stated")) is None:  # of an earlier version, which did not record it
+        return "as stated" if "=" in re.sub(r"\(.*?\)", "", row.label) else "defaults"
+    return ", ".join(each.removeprefix("optimizer.") for each in stated) or "defaults"
 
 
 def published_text(row: Row) -> str:
@@ -230,28 +249,42 @@ def columns(panel: Panel) -> list[Column]:
     part = panel.metric.partition("_")[0]
     values = "validation" if part == "validation" else "test"
     return [
-        Column("method", lambda row: row.label, lambda row: row.label, False),
+        Column("method", lambda row: row.label, lambda row: row.label, True),
         Column("settings", settings_text, settings_text),
-        Column("n", lambda row: str(len(row.cell.runs)), lambda row: len(row.cell.runs), False),
+        Column("n", lambda row: str(len(row.cell.runs)), lambda row: len(row.cell.runs), True),
         Column(
             f"{values} accuracy, %",
             lambda row: mean_and_deviation(list(row.cell.by_seed(panel.metric, 100).values()), 2),
             lambda row: row.accuracy.estimate,
-            False,
+            True,
         ),
         Column("interval", lambda row: _bounds(row.accuracy), lambda row: row.accuracy.low),
-        Column("gain over base, %", *compared("gain"), False),
-        Column("gain, equal seeds", paired_text, lambda row: _estimate(row)),
-        Column("gain over SAM, %", *compared("over_sam"), False),
+        *(
+            [
+                Column(f"gain over {panel.labels[panel.base]}, %", *compared("gain"), True),
+                Column("gain, equal seeds", paired_text, lambda row: _estimate(row)),
+            ]
+            if panel.base is not None
+            else []
+        ),
+        *(
+            []
+            if panel.sam is None
+            else [Column(f"gain over {panel.labels[panel.sam]}, %", *compared("over_sam"), True)]
+        ),
         *([Column("test accuracy, %", *of_runs("test_accuracy", 2, 100))] if values == "validation" else []),
-        Column("propagations per step", *of_runs("propagations_per_step", 3), False),
+        Column("propagations per step", *of_runs("propagations_per_step", 3), True),
         Column("expected", *of_runs("expected_propagations_per_step", 3)),
         Column("forwards per step", *of_runs("forwards_per_step", 3)),
         Column("counted cost", lambda row: f"{row.cell.cost:.3f}", lambda row: row.cell.cost),
-        Column("seconds", *of_runs("seconds", 1), False),
+        Column("seconds", *of_runs("seconds", 1), True),
         Column("images/s", *of_runs("images_per_second", 0)),
         Column("extra copies of the weights", *of_runs("extra_copies", 2)),
-        *(Column(title, *of_sharpness(key)) for key, title in SHARPNESS.items()),
+        *(
+            Column(f"{title} ({panel.sharpness})", *of_sharpness(key, panel.sharpness))
+            for key, title in SHARPNESS.items()
+            if panel.sharpness
+        ),
         Column("published, %", published_text, lambda row: row.published[0].accuracy if row.published else None),
         Column(
             "difference",
@@ -275,15 +308,22 @@ def _estimate(row: Row) -> float | None:
 
 
 def filled(found: Table) -> list[Column]:
-    """The columns of a table that are not empty."""
-    return [column for column in columns(found.panel) if any(column.text(row) for row in found.rows)]
+    """The columns of a table that say something: some row has a text and, if it is a number, one that is not 0."""
+    return [
+        column
+        for column in columns(found.panel)
+        if any(column.text(row) and column.value(row) not in (0, None) for row in found.rows)
+    ]
+
+
+LEFT_OUT = ("counted cost", "gain, equal seeds")  # of Markdown, which does not scroll
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Markdown, a table a panel."""
+    """Markdown, one table per panel."""
     parts = []
     for found in tables:
-        shown = [column for column in filled(found) if column.title not in ("counted cost", "gain, equal seeds")]
+        shown = [column for column in filled(found) if column.title not in LEFT_OUT]
         rows = [[column.title for column in shown], *([column.text(row) for column in shown] for row in found.rows)]
         head, *below = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
         lines = [head, "|" + " --- |" * len(shown), *below]
@@ -297,10 +337,10 @@ def escaped(text: str) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """LaTeX with booktabs, a table a panel; the file compiles by itself."""
+    """LaTeX with booktabs, one table per panel; the file compiles by itself."""
     parts = []
     for found in tables:
-        shown = [column for column in filled(found) if not column.wide]
+        shown = [column for column in filled(found) if column.in_latex]
         head = " & ".join(_tex(column.title) for column in shown)
         rows = [" & ".join(_tex(column.text(row)) for column in shown) + r" \\" for row in found.rows]
         caption = _tex(f"{found.panel.title}. {' '.join(found.summary())}")
@@ -353,17 +393,17 @@ def _tex(text: str) -> str:
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
-    """CSV with a number a cell, a row a setting, all panels below each other."""
+    """CSV with one number per cell and one row per setting, all panels below each other."""
     titles = list(dict.fromkeys(column.title for found in tables for column in columns(found.panel)))
     text = io.StringIO()
-    extra = ["accuracy low", "accuracy high", "gain low", "gain high", "gain verdict", "SAM verdict", "seeds"]
+    extra = ["accuracy high", "gain low", "gain high", "gain verdict", "SAM verdict", "seeds"]
     writer = csv.DictWriter(text, ["panel", *titles, *extra], lineterminator="\n")
     writer.writeheader()
     for found in tables:
         for row in found.rows:
             line: dict[str, Any] = {"panel": found.panel.title}
             line |= {column.title: column.value(row) for column in columns(found.panel)}
-            line |= {"accuracy low": row.accuracy.low, "accuracy high": row.accuracy.high}
+            line |= {"accuracy high": row.accuracy.high}
             if row.gain:
                 line |= {"gain low": row.gain.difference.low, "gain high": row.gain.difference.high}
                 line |= {"gain verdict": row.gain.difference.verdict()}

@@ -13,6 +13,7 @@ import pytest
 from sam_bench import curvature
 from sam_bench.curvature import Effort
 from sam_bench.report import __main__ as command_line
+from sam_bench.report.canvas import Canvas
 from sam_bench.report.cells import collect, panels
 from sam_bench.report.page import FAMILIES
 from sam_bench.report.tables import table
@@ -91,26 +92,25 @@ def test_every_plot_is_drawn_and_every_choice_shows_one(experiment, browser):
         name = family.get_attribute("data-family")
         seen = set()
         selects = family.query_selector_all("select")
-        for select in selects or [None]:
-            for value in (
-                select.eval_on_selector_all("option", "all => all.map(each => each.value)") if select else [None]
-            ):
-                if select:
-                    select.select_option(value)
-                (variant,) = [each for each in family.query_selector_all(".variant") if each.is_visible()]
-                box = variant.query_selector("svg").bounding_box()
-                assert box["width"] > 400, name
-                assert box["height"] > 80, name
-                assert variant.query_selector("svg").get_attribute("aria-label")
-                assert len(variant.query_selector_all("svg path")) > 10
-                assert len(variant.query_selector("figcaption").inner_text()) > 60
-                options = json.loads(variant.get_attribute("data-options"))
-                assert not select or options[select.get_attribute("data-option")] == value
-                seen.add(variant.get_attribute("data-options"))
-                for link in variant.query_selector_all("figcaption a"):
-                    path = experiment / link.get_attribute("href")
-                    assert path.read_bytes()[:5] == (b"%PDF-" if path.suffix == ".pdf" else b"<?xml")
-        assert seen, name
+        values = [each.eval_on_selector_all("option", "all => all.map(each => each.value)") for each in selects]
+        for choice in itertools.product(*values):
+            for select, value in zip(selects, choice, strict=True):
+                select.select_option(value)
+            (variant,) = [each for each in family.query_selector_all(".variant") if each.is_visible()]
+            box = variant.query_selector("svg").bounding_box()
+            assert box["width"] > 400, name
+            assert box["height"] > 80, name
+            assert variant.query_selector("svg").get_attribute("aria-label")
+            assert len(variant.query_selector_all("svg path")) > 10
+            assert len(variant.query_selector("figcaption").inner_text()) > 60
+            options = json.loads(variant.get_attribute("data-options"))
+            assert [options[each.get_attribute("data-option")] for each in selects] == list(choice)
+            seen.add(variant.get_attribute("data-options"))
+            for link in variant.query_selector_all("figcaption a"):
+                path = experiment / link.get_attribute("href")
+                assert path.read_bytes()[:5] == (b"%PDF-" if path.suffix == ".pdf" else b"<?xml")
+        variants = family.query_selector_all(".variant")
+        assert seen == {each.get_attribute("data-options") for each in variants}, "one cannot be reached"
     opened.check()
 
 
@@ -157,6 +157,32 @@ def test_sorting_filtering_and_pointing(experiment, browser):
     index = cell.get_attribute("data-cell")
     assert panel.query_selector("tbody tr.on").get_attribute("data-cell") == index
     opened.check()
+
+
+def test_the_style_is_in_force(experiment, browser):
+    opened = Opened(browser, experiment / "index.html")
+    page = opened.page
+    assert page.evaluate("getComputedStyle(document.querySelector('tbody th')).position") == "sticky"
+    page.query_selector("thead button").click()
+    arrow = "getComputedStyle(document.querySelector('thead th[aria-sort] button'), '::after').content"
+    assert page.evaluate(arrow) == '" ▼"'
+    page.query_selector("tbody tr td").hover()
+    colors = (
+        "[...document.querySelectorAll('tbody tr')].slice(0, 2).map(e => getComputedStyle(e.cells[1]).backgroundColor)"
+    )
+    first, second = page.evaluate(colors)
+    assert first != second
+    opened.check()
+
+
+def test_the_texts_of_a_figure_keep_their_digits(experiment):
+    found = table(panels(collect([experiment]))[0])
+    canvas = Canvas(2.0)
+    canvas.axes[0].set_xticks([0.00125, 0.00375], ["0.00125", "0.00375"])
+    canvas.axes[0].set_title("rho=0.0125")
+    drawn = canvas.finished("family", found, "title", {}, "caption").svg
+    assert all(f">{text}<" in drawn for text in ("0.00125", "0.00375", "rho=0.0125"))
+    assert not re.search(r' d="[^"]*\d\.\d{3}', drawn), "coordinates have two digits"
 
 
 def test_a_hostile_name_is_text(experiment, browser):
@@ -219,11 +245,14 @@ def test_without_scripts_and_in_print_all_tables_are_there(experiment, browser):
     opened.check()
 
 
-def test_the_committed_page_and_the_index(browser, tmp_path):
+def test_the_committed_page_and_the_index(browser):
     page = REPOSITORY / "experiments" / "cifar10_5000" / "index.html"
     opened = Opened(browser, page)
     assert len(opened.page.query_selector_all("tbody tr")) == 24
     assert opened.page.query_selector("h1").inner_text() == "cifar10_5000"
+    opened.check()
+    opened = Opened(browser, REPOSITORY / "experiments" / "index.html")
+    assert [each.inner_text() for each in opened.page.query_selector_all("tbody th")] == ["cifar10_5000"]
     opened.check()
 
 
@@ -268,6 +297,52 @@ def test_a_damaged_curve_leaves_the_rest(command, capfd):
     command_line.main([str(command.runs)])
     assert (command.runs / "index.html").exists()
     assert capfd.readouterr().err.count("cannot be read; its curve is left out") == 2
+
+
+STRANGE = {
+    "a loss that overflowed": {"line": {"distance": [-1, 0, 1], "loss": [0.5, 0.1, None]}},
+    "all overflowed": {"line": {"distance": [-1, 1], "loss": [None, None]}},
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_a_surface_with_gaps_is_drawn(command, what):
+    command("-m", *TINY, "trainer.epochs=1", "optimizer=sgd,sam")
+    measures = dict.fromkeys(("lambda_max", "trace", "loss_rise", "m_sharpness", "adaptive_sharpness"), 1.0)
+    plane = {"plane": {"distance": [-1, 1], "loss": [[1.0, None], [2.0, 3.0]]}}
+    for folder in command.folders():
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"sharpness": {"kind": "full", **measures, **STRANGE[what], **plane}}))
+    command_line.main([str(command.runs)])
+    assert 'data-family="surface"' in (command.runs / "index.html").read_text()
+
+
+def test_an_odd_result_is_left_out_and_the_rest_is_shown(command, capfd):
+    command("-m", *TINY, "trainer.epochs=1", "optimizer=sgd", "seed=0,1,2,3,4")
+    odd = [
+        {"test_loss": 1e308},
+        {"steps": 10**400},
+        {"sharpness": {"kind": "full"}},
+        {"propagations_per_step": 1e300},
+    ]
+    for folder, change in zip(command.folders(), odd, strict=False):
+        path = folder / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    command_line.main([str(command.runs)])
+    out, err = capfd.readouterr()
+    assert "1 runs of 1 settings" in out
+    assert err.count("is not a valid result") == 4
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(command, capfd):
+    command(*TINY, "trainer.epochs=1", "optimizer=sgd")
+    (command.runs / "figures").write_text("in the way")
+    with pytest.raises(SystemExit):
+        command_line.main([str(command.runs)])
+    err = capfd.readouterr().err
+    assert err.startswith(f"error: {command.runs / 'figures'}")
+    assert err.count("\n") == 1
 
 
 def test_published_figures_stand_beside_ours(command, monkeypatch):

@@ -1,13 +1,16 @@
 """Against scipy, against textbooks, and by simulation through the code that the page uses."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from sam_bench.report import statistics
+from sam_bench.report.cells import Cell, panels
 from sam_bench.report.statistics import Interval, Pooled
+from sam_bench.report.tables import table
 
 
 def by_seed(values):
@@ -126,26 +129,62 @@ def test_coverage_of_the_intervals(seeds):
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
 
 
+def page_of(values):
+    """The table that a page has for these accuracies, in %: SGD, SAM and other methods, a row of seeds each."""
+    cells = []
+    for i, row in enumerate(values):
+        name = ("sgd", "sam")[i] if i < 2 else f"m{i:02}"
+        config = {"optimizer": {"name": name, "base": {"name": "sgd"}}}
+        common = {"optimizer": name, "schedule": None, "dataset": "d", "model": "m", "train_images": 1, "epochs": 1}
+        common |= {"propagations_per_step": 1.0, "forwards_per_step": 0.0, "device": "cpu", "config_hash": name}
+        runs = [{**common, "config": config, "seed": s, "test_accuracy": v / 100} for s, v in enumerate(row)]
+        cells.append(Cell(runs, [Path()] * len(runs)))
+    (panel,) = panels(cells)
+    return table(panel)
+
+
+def verdicts(found):
+    comparisons = [each for row in found.rows for each in (row.gain, row.over_sam) if each]
+    return [each.difference.verdict() for each in comparisons]
+
+
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_false_claims_under_the_null(seeds):
-    """At most 5 % of the tables without any difference claim one anywhere, and at most 5 % claim a "better".
-
-    And the intervals of paired seeds hold the true difference in 95 % ± 1.5, where seeds share most of their noise.
-    """
+    """At most 5 % of the tables without any difference claim one anywhere, and at most 5 % claim a "better"."""
     draw = np.random.default_rng(10 + seeds)
-    better = any_claim = 0
-    tables, covered = 1000, []
+    tables = 1000
+    found = [verdicts(page_of(draw.normal(50, 1, (12, seeds)))) for _ in range(tables)]
+    assert all(len(each) == 22 for each in found)
+    claims = sum(set(each) != {"not distinguishable"} for each in found)
+    # three standard errors above 5 %
+    assert claims / tables <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / tables)
+    assert sum("better" in each for each in found) / tables <= 0.05
+
+
+def test_the_detectable_difference_of_a_table_is_found_in_80_of_100():
+    draw = np.random.default_rng(0)
+    hits, tables = 0, 400
     for _ in range(tables):
+        values = draw.normal(50, 1, (8, 3))
+        found = page_of(values)
+        values[5] += found.detectable / found.spread.deviation  # of the true deviation, 1
+        hits += next(row for row in page_of(values).rows if row.label == "m05").gain.difference.verdict() == "better"
+    assert hits / tables == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_coverage_of_the_intervals_of_equal_seeds(seeds):
+    """They hold the true difference in 95 % ± 1.5, where seeds share most of their noise."""
+    draw = np.random.default_rng(20 + seeds)
+    covered = []
+    for _ in range(6000):
         shared = draw.normal(0, 1, seeds)
-        values = draw.normal(50, 1, (12, seeds))
-        found = statistics.compare([by_seed(cell) for cell in values], 0)[1:]
-        verdicts = [comparison.difference.verdict() for comparison in found]
-        better += "better" in verdicts
-        any_claim += set(verdicts) != {"not distinguishable"}
-        for _ in range(10):
-            pair = statistics.paired(by_seed(shared + draw.normal(1, 0.2, seeds)), by_seed(shared))
-            covered.append(pair.low <= 1 <= pair.high)
-    # three standard errors of a share of 5 % (2.5 %) above it
-    assert any_claim / tables <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / tables)
-    assert better / tables <= 0.05
+        pair = statistics.paired(by_seed(shared + draw.normal(1, 0.2, seeds)), by_seed(shared))
+        covered.append(pair.low <= 1 <= pair.high)
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_two_references_share_the_error():
+    one, two = (statistics.dunnett_limit([3, 3, 3], 3, 8, references) for references in (1, 2))
+    assert one < two
+    assert statistics.dunnett_limit([3], 3, 8, 2) == pytest.approx(stats.t.ppf(0.9875, 8), rel=1e-3)

@@ -39,7 +39,9 @@ def test_seeds_of_a_setting_are_one_row(command):
     assert sam.startswith("| sam |")
     assert "n = 3, with the standard deviation pooled over this table" in text
     assert "with 4 degrees of freedom" in text
-    assert "Against the base optimizer (sgd)" in text
+    assert "Compared with sgd: better: " in text
+    assert "Compared with sam: better: " in text
+    assert "sam: better: none; worse: none; not distinguishable: sgd." in text
 
 
 def test_a_sweep_over_a_setting_says_which_row_is_which(command):
@@ -64,15 +66,15 @@ def test_a_setting_that_only_one_row_has_is_shown(command):
 def test_a_schedule_and_an_inner_method_are_named_with_their_settings(command):
     command("-m", *ONE_EPOCH, "optimizer=rst", "optimizer/inner=sam,asam")
     assert sorted(labels(command)) == [
-        "rst linear(start=0, end=1) inner.name=asam inner.rho=0.5 inner.eta=0.01",
-        "rst linear(start=0, end=1) inner.name=sam inner.rho=0.05",
+        "rst linear(start=0, end=1) inner.name=asam",
+        "rst linear(start=0, end=1) inner.name=sam",
     ]
 
 
 def test_a_seed_that_is_there_twice_is_refused(command, tmp_path):
     command(*ONE_EPOCH)
     shutil.copytree(command.runs, tmp_path / "copy")
-    with pytest.raises(SettingError, match="is the same setting and seed as"):
+    with pytest.raises(SettingError, match="has the same settings and seed as"):
         collect([command.runs, tmp_path / "copy"])
     assert len(collect([command.runs, command.runs])[0].runs) == 1  # the same folder twice is no second run
 
@@ -124,6 +126,80 @@ def test_one_seed_claims_nothing(command):
     assert "[" not in tables.markdown([table])
 
 
+def settings_column(command):
+    return {row.label: tables.settings_text(row) for table in found(command) for row in table.rows}
+
+
+def test_rows_say_what_was_stated_of_the_method(command):
+    command("-m", *ONE_EPOCH, "optimizer=sgd,sam", "++optimizer.rho=0.3", "optimizer.base.lr=0.05")
+    command(*ONE_EPOCH, "optimizer=asam", "optimizer.base.lr=0.05")
+    command(*ONE_EPOCH, "optimizer=rst", "optimizer/inner=asam", "schedule.end=0.5", "optimizer.base.lr=0.05")
+    assert settings_column(command) == {
+        "sgd": "defaults",
+        "sam": "rho=0.3",
+        "asam": "defaults",
+        "rst linear(start=0, end=0.5) inner.name=asam": "defaults",
+    }
+
+
+def test_why_rows_are_compared_with_nothing(command):
+    command("-m", *ONE_EPOCH, "optimizer=sgd", "trainer.precision=fp32,bf16", "seed=0,1")
+    (table,) = found(command)
+    assert sorted(table.panel.labels) == ["sgd trainer.precision=bf16", "sgd trainer.precision=fp32"]
+    text = tables.markdown([table])
+    assert "No row is compared with the base optimizer alone: there are several." in text
+    assert "No row is compared with SAM: there is none." in text
+
+
+def test_equal_seeds_give_no_interval(command):
+    command("-m", *ONE_EPOCH, "optimizer=sgd,sam", "seed=0,1")
+    change(command, lambda result: {"test_accuracy": 0.5})
+    text = tables.markdown(found(command))
+    assert "No cell has two different values (n = 2): there are no intervals" in text
+    assert "-0.00" not in text
+
+
+def change(command, how):
+    for folder in command.folders():
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | how(result)))
+
+
+def test_kinds_of_sharpness_are_not_mixed(command):
+    command("-m", *ONE_EPOCH, "optimizer=sgd,sam", "seed=0,1")
+    measures = dict.fromkeys(tables.SHARPNESS, 1.0)
+
+    def one_is_full(result):
+        full = (result["optimizer"], result["seed"]) == ("sam", 1)
+        return {"sharpness": {**measures, "kind": "full", "trace": 9.0} if full else {**measures, "kind": "cheap"}}
+
+    change(command, one_is_full)
+    (table,) = found(command)
+    assert table.panel.sharpness == "cheap"
+    text = tables.markdown([table])
+    assert "| trace (cheap) |" in text
+    assert "9.0" not in text
+
+
+def test_a_measured_zero_is_no_empty_cell(command):
+    command("-m", *ONE_EPOCH, "optimizer=sgd,esam", "seed=0,1")
+    rows = [line.split(" | ") for line in tables.markdown(found(command)).splitlines() if line.startswith("|")]
+    place = rows[0].index("forwards per step")
+    assert [row[place] for row in rows[2:]] == ["0.000 ± 0.000", "1.000 ± 0.000"]
+
+
+def test_a_difference_of_sam_from_sgd_is_claimed_once(command):
+    for model in ("small_resnet", "wrn16_4"):
+        command("-m", *ONE_EPOCH, "optimizer=sgd,sam", "seed=0,1", f"model={model}")
+    change(command, lambda r: {"test_accuracy": 0.5 + 0.3 * (r["optimizer"] == "sam") + r["seed"] / 1000})
+    text = tables.claims(found(command))
+    assert text.startswith("Of the 2 comparisons on this page")
+    assert text.count("sam against sgd") == 2
+    assert text.endswith("Worse: 0.")
+    assert tables.claims(found(command)[:1]) == ""
+
+
 def test_nothing_to_report_is_said(tmp_path):
     with pytest.raises(SettingError, match="no finished run in it"):
         collect([tmp_path])
@@ -135,10 +211,10 @@ def test_the_csv_has_a_number_a_cell(command):
     import io
 
     sgd, sam = csv.DictReader(io.StringIO(tables.comma_separated(found(command))))
-    assert (sgd["method"], sgd["seeds"], sgd["gain over base, %"]) == ("sgd", "0 1", "")
-    assert float(sam["gain low"]) < float(sam["gain over base, %"]) < float(sam["gain high"])
+    assert (sgd["method"], sgd["seeds"], sgd["gain over sgd, %"]) == ("sgd", "0 1", "")
+    assert float(sam["gain low"]) < float(sam["gain over sgd, %"]) < float(sam["gain high"])
     difference = float(sam["test accuracy, %"]) - float(sgd["test accuracy, %"])
-    assert float(sam["gain over base, %"]) == pytest.approx(difference)
+    assert float(sam["gain over sgd, %"]) == pytest.approx(difference)
     assert float(sam["propagations per step"]) == 2
 
 
