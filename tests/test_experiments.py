@@ -196,3 +196,12 @@ def test_several_experiments_at_once_are_refused(command, word):
 def test_rows_of_a_wrong_type_are_named(rows):
     with pytest.raises(SettingError, match=r"experiment=mine: hydra.sweeper: rows should be a dictionary"):
         expanded({"rows": rows}, experiment="mine")
+
+
+def test_the_makefile_and_the_guide_know_every_experiment():
+    makefile = (CONF.parent / "Makefile").read_text()
+    assert next(line for line in makefile.splitlines() if line.startswith("EXPERIMENTS")).split()[2:] == [*EXPERIMENTS]
+    guide, readme = ((CONF.parent / name).read_text() for name in ("docs/experiments.md", "README.md"))
+    for path in (CONF / "experiment").glob("*.yaml"):
+        assert f"| `{path.stem}` |" in guide or f"| `{path.stem}` |" in readme
+    assert {path.stem for path in (CONF / "protocol").glob("*.yaml")} == set(PROTOCOLS)

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from sam_bench import curvature
 from sam_bench.curvature import Effort
 from sam_bench.report import __main__ as command_line
-from sam_bench.report.canvas import Canvas
+from sam_bench.report.canvas import STYLE, Canvas
 from sam_bench.report.cells import collect, panels
 from sam_bench.report.page import FAMILIES
 from sam_bench.report.tables import table
@@ -177,10 +178,11 @@ def test_the_style_is_in_force(experiment, browser):
 
 def test_the_texts_of_a_figure_keep_their_digits(experiment):
     found = table(panels(collect([experiment]))[0])
-    canvas = Canvas(2.0)
-    canvas.axes[0].set_xticks([0.00125, 0.00375], ["0.00125", "0.00375"])
-    canvas.axes[0].set_title("rho=0.0125")
-    drawn = canvas.finished("family", found, "title", {}, "caption").svg
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(2.0)
+        canvas.axes[0].set_xticks([0.00125, 0.00375], ["0.00125", "0.00375"])
+        canvas.axes[0].set_title("rho=0.0125")
+        drawn = canvas.finished("family", found, "title", {}, "caption").svg
     assert all(f">{text}<" in drawn for text in ("0.00125", "0.00375", "rho=0.0125"))
     assert not re.search(r' d="[^"]*\d\.\d{3}', drawn), "coordinates have two digits"
 
