@@ -39,7 +39,7 @@ def runs_of(
         parser: of overrides.
 
     Raises:
-        SettingError: the experiment needs a protocol, or lacks the chosen one.
+        SettingError: the experiment needs a protocol, lacks the chosen one, or is not written as above.
     """
     settings: Any = OmegaConf.to_container(sweeper, resolve=True)
     for override in parser.parse_overrides(arguments):
@@ -55,13 +55,13 @@ def runs_of(
             f"protocol={protocol}: experiment={experiment or 'none'} has no such scale; choose "
             f"{', '.join(name for name in PROTOCOLS if name != 'paper')}"
         )
-    where = f"experiment={experiment}: hydra.sweeper"
-    given = {"rows": settings.get("rows") or settings.get("params"), f"the scale of protocol={protocol}": scale}
-    for name, products in given.items():
+    rows = settings.get("rows") or settings.get("params")
+    for name, products in (("rows", rows), (f"the scale of protocol={protocol}", scale)):
         if not all(isinstance(each, dict) for each in (products if isinstance(products, list) else [products or {}])):
-            raise SettingError(f"{where}: {name} should be a dictionary of settings, or a list of them")
-    rows = _products(settings.get("rows") or settings.get("params"), parser)
-    runs: list[Run] = [{**row, **at} for at in _products(scale, parser) for row in rows]
+            raise SettingError(
+                f"experiment={experiment}: hydra.sweeper: {name} should be a dictionary of settings, or a list of them"
+            )
+    runs: list[Run] = [{**row, **at} for at in _products(scale, parser) for row in _products(rows, parser)]
     seeds = list(dict.fromkeys(run.get("seed", "") for run in runs))
     runs.sort(key=lambda run: seeds.index(run.get("seed", "")))  # a sweep that is stopped early has whole tables
     if experiment and (folder := settings.get("folder")):
