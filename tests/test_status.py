@@ -156,6 +156,10 @@ def test_the_estimate_prefers_what_is_most_like_the_run(command):
     assert of("optimizer=asam") == pytest.approx((160, 45))  # the mean of the two methods
     assert of("optimizer=sgd", "trainer.epochs=6") == pytest.approx((220, 60))
     assert of("optimizer=sgd", "model=vit_tiny") is None
+    (folder,) = (folder for folder in command.folders() if "-sam-" in str(folder))
+    (folder / "result.json").unlink()
+    (folder / "metrics.csv").write_text("".join((folder / "metrics.csv").read_text().splitlines(True)[:3]))
+    assert of("optimizer=sam") == pytest.approx((70, 20))  # two of three epochs are done
 
 
 def test_words_that_are_wrong_are_one_line(capfd):

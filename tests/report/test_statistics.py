@@ -148,6 +148,17 @@ def verdicts(found):
     return [each.difference.verdict() for each in comparisons]
 
 
+def test_the_differences_of_a_table_hold_together():
+    """From SGD and from SAM: each family has half of the 5 %."""
+    found = page_of(np.random.default_rng(0).normal(50, 1, (5, 3)))
+    limit = statistics.dunnett_limit([3] * 4, 3, 10, 2)
+    half = limit * found.spread.deviation * math.sqrt(2 / 3)
+    for row in found.rows:
+        for each in (row.gain, row.over_sam):
+            if each:
+                assert each.difference.high - each.difference.estimate == pytest.approx(half)
+
+
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_false_claims_under_the_null(seeds):
     """At most 5 % of the tables without any difference claim one anywhere, and at most 5 % claim a "better"."""

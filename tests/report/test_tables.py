@@ -179,7 +179,8 @@ def test_kinds_of_sharpness_are_not_mixed(command):
     assert table.panel.sharpness == "cheap"
     text = tables.markdown([table])
     assert "| trace (cheap) |" in text
-    assert "9.0" not in text
+    assert [tables.sharpness(row.cell, "trace", table.panel.sharpness) for row in table.rows] == [{0: 1, 1: 1}, {0: 1}]
+    assert [set(tables.of_sharpness("trace", "cheap")[0](row)[:4]) for row in table.rows] == [set("1.00")] * 2
 
 
 def test_a_measured_zero_is_no_empty_cell(command):
