@@ -49,7 +49,6 @@ def choose(panel: Panel, failed: list[dict[str, Any]]) -> dict[str, Any]:
             )
     return {
         "tuned_on": panel.title,
-        "dataset": panel.cells[0].first["dataset"],
         "methods": {name: _method(trials, lost[name]) for name, trials in sorted(methods.items())},
     }
 
@@ -104,7 +103,7 @@ def main(arguments: list[str]) -> None:
             raise SettingError(f"{folder}: has failed trials of more than one tuning; give a folder with one")
         chosen = {f"{p.cells[0].first['dataset']}-{p.cells[0].first['model']}": choose(p, failed) for p in found}
         for name, content in chosen.items():
-            if not re.fullmatch(r"[\w-]{1,100}", name):
+            if not re.fullmatch(r"\w[\w.-]{0,99}", name):
                 raise SettingError(f"{folder}: {name[:100]!r} cannot be the name of a file; rename data set or model")
             path = folder / f"{name}.yaml"
             head = "# Written by python -m sam_bench.choose; all trials are below the choice\n"
@@ -125,12 +124,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _failed(folder: Path) -> list[dict[str, Any]]:
-    """The settings of the runs that ended with an error, such as a loss that is not finite."""
-    return [
-        dict(leaves(yaml.safe_load((error.parent / "config.yaml").read_text())))
-        for error in sorted(folder.glob("*/*/error.txt"))
-        if not (error.parent / "result.json").exists()
-    ]
+    """The settings of the trials of which every seed ended with an error, such as a loss that is not finite."""
+    found = []
+    for cell in sorted(folder.glob("*/")):
+        errors = sorted(cell.glob("*/error.txt"))
+        if errors and not any(cell.glob("*/result.json")):
+            found.append(dict(leaves(yaml.safe_load((errors[0].parent / "config.yaml").read_text()))))
+    return found
 
 
 def _single(folder: Path) -> list[Panel]:
