@@ -444,29 +444,26 @@ def accuracy_against_sharpness(table: Table) -> Iterator[Figure]:
             continue
         canvas = Canvas(4.0)
         (axes,) = canvas.axes
+        means = {}
         for i, row, values in found:
-            accuracies = row.cell.by_seed(table.panel.metric, 100)
-            dots = axes.plot(
-                list(values.values()),
-                [accuracies[seed] for seed in values],
-                marker(table, row),
-                ms=5,
-                color=color(table, row),
-                alpha=0.8,
-            )
-            canvas.of_cell(dots[0], i, f"{described(row)}, {name} {np.mean(list(values.values())):.4g}")
-            name_at(axes, row.label, float(np.mean(list(values.values()))), row.accuracy.estimate, color(table, row))
+            accuracies, tone = row.cell.by_seed(table.panel.metric, 100), color(table, row)
+            x, y = list(values.values()), [accuracies[seed] for seed in values]
+            means[i] = float(np.mean(x)), float(np.mean(y))
+            text = f"{described(row)}, {name} {means[i][0]:.4g}"
+            canvas.of_cell(axes.plot(x, y, marker(table, row), ms=4, color=tone, alpha=0.45)[0], i, text)
+            canvas.of_cell(axes.plot(*means[i], marker(table, row), ms=8, mfc="none", color=tone)[0], i, text)
         every = [value for *_, values in found for value in values.values()]
         if min(every) > 0 and max(every) / min(every) > 20:
             axes.set_xscale("log")
-        axes.margins(x=0.15)
         axes.set(xlabel=f"{name} ({table.panel.sharpness})", ylabel=accuracy_name(table.panel))
+        label_points(canvas, table, means)
         yield canvas.finished(
             "sharpness",
             table,
             f"{accuracy_name(table.panel)} against {name}",
             {"x": name},
-            "One dot per seed. Sharpness of the last weights on a fixed part of the training data, in float32.",
+            "Small marks are seeds, open ones their means. Sharpness of the last weights on a fixed part of the "
+            "training data, in float32.",
         )
 
 
