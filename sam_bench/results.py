@@ -167,6 +167,11 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     files.replace(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
+def counted_cost(result: dict[str, Any]) -> float:
+    """Per step, SGD's is 1: propagations, and a forward pass alone as a third."""
+    return result["propagations_per_step"] + result["forwards_per_step"] / 3
+
+
 def kinds_of_sharpness(result: dict[str, Any]) -> tuple[str, ...]:
     """The kinds that need not be measured any more: `full` is more than `cheap`."""
     kind = (result.get("sharpness") or {}).get("kind")

@@ -123,12 +123,11 @@ def estimate(state: State, done: list[State]) -> tuple[float, float] | None:
         return None
     same_method = [each for each in done if each.settings and each.settings.optimizer.name == mine.optimizer.name]
     same_cell = [each for each in done if each.settings and each.settings.cell == mine.cell]
-    propagations = _mean(same_cell or same_method or same_data, "propagations_per_step")
-    forwards = _mean(same_cell or same_method or same_data, "forwards_per_step")
-    cost = propagations + forwards / 3
+    alike = _results(same_cell or same_method or same_data)
+    propagations = statistics.mean(r["propagations_per_step"] for r in alike)
+    cost = statistics.mean(map(results.counted_cost, alike))
     per_epoch = statistics.mean(
-        cost * r["seconds"] / (r["propagations_per_step"] + r["forwards_per_step"] / 3) / r["epochs"]
-        + (r.get("test_seconds") or 0) / r["epochs"]
+        cost * r["seconds"] / results.counted_cost(r) / r["epochs"] + (r.get("test_seconds") or 0) / r["epochs"]
         for r in _results(same_cell or same_data)
     )
     steps = statistics.mean(r["steps"] / r["epochs"] for r in _results(same_data))
@@ -144,10 +143,6 @@ def _results(runs: list[State]) -> list[dict[str, Any]]:
     return [each.result for each in runs if each.result]
 
 
-def _mean(runs: list[State], key: str) -> float:
-    return statistics.mean(result[key] for result in _results(runs))
-
-
 def table(all_states: list[State]) -> str:
     """Markdown: one row per cell, one column per state; then the errors; then what remains."""
     cells: dict[str, list[State]] = {}
@@ -158,7 +153,7 @@ def table(all_states: list[State]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, seeds in cells.items():
-        setting = " ".join(each for each in seeds[0].overrides if not each.lstrip("+").startswith("seed="))
+        setting = " ".join(but_seed(seeds[0].overrides))
         columns = [("done",), ("running",), ("failed", "refused"), ("interrupted",), ("missing",)]
         lines.append(f"| {name} | {setting} | {' | '.join(_seeds(seeds, *wanted) for wanted in columns)} |")
     lines.append("")

@@ -10,7 +10,7 @@ A sweep trains every row at every scale. Both are products or lists of products,
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -71,7 +71,7 @@ def runs_of(
     return [list(run) for run in dict.fromkeys(tuple(run.values()) for run in runs)]
 
 
-def but_seed(run: list[str]) -> tuple[str, ...]:
+def but_seed(run: Sequence[str]) -> tuple[str, ...]:
     """The overrides of a run without its seed, on which no other setting depends."""
     return tuple(each for each in run if not SEED.fullmatch(each))
 

@@ -53,8 +53,8 @@ class Cell:
 
     @property
     def cost(self) -> float:
-        """Counted cost per step, SGD's is 1: propagations, and a forward pass alone as a third."""
-        return self.mean(lambda run: run["propagations_per_step"] + run["forwards_per_step"] / 3)
+        """The mean counted cost per step."""
+        return self.mean(results.counted_cost)
 
     def by_seed(self, key: str, scale: float = 1.0) -> dict[int, float]:
         """A number of each run; runs without it are left out."""
@@ -93,6 +93,11 @@ class Panel:
         """What cells are compared by: validation accuracy in a tuning, else test accuracy."""
         validated = all(run.get("validation_accuracy") is not None for run in self.runs)
         return "validation_accuracy" if validated else "test_accuracy"
+
+    @property
+    def accuracy_name(self) -> str:
+        """The title of a column or an axis of accuracies."""
+        return f"{self.metric.partition('_')[0]} accuracy, %"
 
     @property
     def sharpness(self) -> str:
@@ -198,7 +203,7 @@ class ComparedIn(NamedTuple):
 
     @classmethod
     def of(cls, cell: Cell) -> "ComparedIn":
-        """Of a cell."""
+        """The values of a cell."""
         run, settings = cell.first, cell.settings
         return cls(
             run["dataset"],
@@ -215,7 +220,7 @@ class ComparedIn(NamedTuple):
 
     @property
     def title(self) -> str:
-        """In words."""
+        """The title of the panel."""
         parts = [
             f"{self.dataset} ({self.contents})" if self.contents else self.dataset,
             f"{self.images:,} training images",

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sam_bench.report.canvas import INK, STYLE, Canvas, Figure
-from sam_bench.report.cells import NAMED, Cell, Panel
+from sam_bench.report.cells import NAMED, Cell
 from sam_bench.report.statistics import Interval
 from sam_bench.report.tables import SHARPNESS, Row, Table, sharpness
 
@@ -82,11 +82,6 @@ def described(row: Row) -> str:
     return f"{row.label}: {accuracy}, counted cost {row.cell.cost:.3f}, n = {len(row.cell.runs)}"
 
 
-def accuracy_name(panel: Panel) -> str:
-    """The name of an axis."""
-    return f"{panel.metric.partition('_')[0]} accuracy, %"
-
-
 def error_bars(interval: Interval) -> list[list[float]] | None:
     """For matplotlib; None without an interval."""
     if math.isinf(interval.low):
@@ -128,7 +123,7 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
     if seconds and len({cell.first["device"] for cell in table.panel.cells}) == 1:
         axes_x["training time over the base optimizer's"] = lambda cell: cell.mean(lambda r: r["seconds"]) / seconds
     axes_y = {
-        accuracy_name(table.panel): (table.panel.metric, 100),
+        table.panel.accuracy_name: (table.panel.metric, 100),
         "test loss": ("test_loss", 1),
         "train loss": ("train_loss", 1),
     }
@@ -244,11 +239,11 @@ def seeds(table: Table) -> Iterator[Figure]:
     intervals = {i: row.accuracy for i, row in enumerate(table.rows)}
     dots = {i: list(row.cell.by_seed(table.panel.metric, 100).values()) for i, row in enumerate(table.rows)}
     canvas = _forest(table, intervals, dots, False)
-    canvas.axes[0].set_xlabel(accuracy_name(table.panel))
+    canvas.axes[0].set_xlabel(table.panel.accuracy_name)
     has_published = any(row.published for row in table.rows)
     extra = " Open diamonds are published figures, whose sources and settings are listed below." * has_published
     caption = f"Dots are seeds, markers means{WITH_INTERVALS if has_intervals(table) else ''}.{extra}"
-    yield canvas.finished("seeds", table, f"{accuracy_name(table.panel)} by method", {}, caption)
+    yield canvas.finished("seeds", table, f"{table.panel.accuracy_name} by method", {}, caption)
 
 
 def gains(table: Table) -> Iterator[Figure]:
@@ -311,11 +306,8 @@ def mean_curve(cell: Cell, *keys: str) -> list[list[float]] | None:
 
 def accuracy_against_setting(table: Table) -> Iterator[Figure]:
     """Accuracy against each numeric setting that a method has at three values or more."""
-    methods: dict[str, list[int]] = {}
-    for i, row in enumerate(table.rows):
-        methods.setdefault(row.cell.optimizer, []).append(i)
-    keys: dict[str, list[tuple[str, list[int]]]] = {}
-    for name, indices in methods.items():
+    keys: dict[str, list[list[int]]] = {}
+    for indices in by_optimizer(table).values():
         for key in table.rows[indices[0]].cell.settings:
             lines: dict[Any, list[int]] = {}
             for i in indices:
@@ -324,7 +316,7 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
                     others = {k: v for k, v in settings.items() if k != key}
                     alike = str((sorted(others.items(), key=str), table.rows[i].cell.first["device"]))
                     lines.setdefault(alike, []).append(i)
-            keys.setdefault(key, []).extend((name, line) for line in lines.values() if len(line) >= 3)
+            keys.setdefault(key, []).extend(line for line in lines.values() if len(line) >= 3)
     for key, found in keys.items():
         if not found:
             continue
@@ -333,7 +325,7 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
         names: dict[int, str] = {}
         canvas = Canvas(3.8)
         (axes,) = canvas.axes
-        for line in (line for _, line in found):
+        for line in found:
             line = sorted(line, key=lambda i: table.rows[i].cell.settings[key])
             rows = [table.rows[i] for i in line]
             x = [row.cell.settings[key] for row in rows]
@@ -352,20 +344,28 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
                 canvas.of_cell(bars.lines[0], i, described(row))
             ends[line[-1]] = x[-1], rows[-1].accuracy.estimate
             names[line[-1]] = without(rows[-1].label, setting, x[-1])
-        values = [table.rows[i].cell.settings[key] for _, line in found for i in line]
+        values = [table.rows[i].cell.settings[key] for line in found for i in line]
         if min(values) > 0 and max(values) / min(values) >= 20:
             axes.set_xscale("log")
         references(axes, table)
-        axes.set(xlabel=setting, ylabel=accuracy_name(table.panel))
+        axes.set(xlabel=setting, ylabel=table.panel.accuracy_name)
         label_points(canvas, table, ends, names)
         yield canvas.finished(
             "setting",
             table,
-            f"{accuracy_name(table.panel)} against {setting}",
+            f"{table.panel.accuracy_name} against {setting}",
             {"setting": setting},
             f"Means over the seeds{WITH_INTERVALS if has_intervals(table) else ''}; lines join cells that differ in "
             f"this setting alone.{LINES_ACROSS}",
         )
+
+
+def by_optimizer(table: Table) -> dict[str, list[int]]:
+    """The indices of the rows of each optimizer."""
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(table.rows):
+        found.setdefault(row.cell.optimizer, []).append(i)
+    return found
 
 
 def without(label: str, setting: str, value: Any) -> str:
@@ -436,7 +436,7 @@ def coin(cell: Cell) -> tuple[Any, Any] | None:
 
 
 def accuracy_against_sharpness(table: Table) -> Iterator[Figure]:
-    """Accuracy against each measure of sharpness; a dot a seed."""
+    """Accuracy against each measure of sharpness, with a mark for each seed and for the mean."""
     for key, name in SHARPNESS.items():
         found = [(i, row, sharpness(row.cell, key, table.panel.sharpness)) for i, row in enumerate(table.rows)]
         found = [each for each in found if each[2]]
@@ -455,12 +455,12 @@ def accuracy_against_sharpness(table: Table) -> Iterator[Figure]:
         every = [value for *_, values in found for value in values.values()]
         if min(every) > 0 and max(every) / min(every) > 20:
             axes.set_xscale("log")
-        axes.set(xlabel=f"{name} ({table.panel.sharpness})", ylabel=accuracy_name(table.panel))
+        axes.set(xlabel=f"{name} ({table.panel.sharpness})", ylabel=table.panel.accuracy_name)
         label_points(canvas, table, means)
         yield canvas.finished(
             "sharpness",
             table,
-            f"{accuracy_name(table.panel)} against {name}",
+            f"{table.panel.accuracy_name} against {name}",
             {"x": name},
             "Small marks are seeds, open ones their means. Sharpness of the last weights on a fixed part of the "
             "training data, in float32.",
@@ -471,9 +471,7 @@ def sensitivity(table: Table) -> Iterator[Figure]:
     """The spread over the trials of a tuning."""
     if table.panel.metric != "validation_accuracy":
         return
-    methods: dict[str, list[int]] = {}
-    for i, row in enumerate(table.rows):
-        methods.setdefault(row.cell.optimizer, []).append(i)
+    methods = by_optimizer(table)
     best = {name: max(table.rows[i].accuracy.estimate for i in indices) for name, indices in methods.items()}
     order = sorted(methods, key=lambda name: best[name])
     canvas = Canvas(1.1 + 0.24 * len(order))
@@ -487,7 +485,7 @@ def sensitivity(table: Table) -> Iterator[Figure]:
             canvas.of_cell(dot[0], i, described(row))
     axes.set_yticks(range(len(order)), [escaped(f"{name} ({len(methods[name])})") for name in order], fontsize=7.5)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(accuracy_name(table.panel))
+    axes.set_xlabel(table.panel.accuracy_name)
     yield canvas.finished(
         "sensitivity",
         table,

@@ -129,12 +129,9 @@ def claims(tables: Sequence[Table]) -> str:
     found = [
         (comparison, f"{row.label} against {panel.labels[reference]} ({panel.title})")
         for panel, rows in ((each.panel, each.rows) for each in tables)
-        for row in rows
+        for i, row in enumerate(rows)
         # SAM and the base optimizer are compared once
-        for comparison, reference in (
-            (row.gain, panel.base),
-            (row.over_sam if row is not rows[panel.base or 0] or panel.base is None else None, panel.sam),
-        )
+        for comparison, reference in ((row.gain, panel.base), (None if i == panel.base else row.over_sam, panel.sam))
         if comparison and reference is not None and not math.isnan(comparison.p)
     ]
     if len(tables) < 2 or not found:
@@ -246,14 +243,12 @@ def published_difference(row: Row) -> str:
 
 def columns(panel: Panel) -> list[Column]:
     """All columns; those that are empty in a panel are left out by `filled`."""
-    part = panel.metric.partition("_")[0]
-    values = "validation" if part == "validation" else "test"
     return [
         Column("method", lambda row: row.label, lambda row: row.label, True),
         Column("settings", settings_text, settings_text),
         Column("n", lambda row: str(len(row.cell.runs)), lambda row: len(row.cell.runs), True),
         Column(
-            f"{values} accuracy, %",
+            panel.accuracy_name,
             lambda row: mean_and_deviation(list(row.cell.by_seed(panel.metric, 100).values()), 2),
             lambda row: row.accuracy.estimate,
             True,
@@ -272,7 +267,7 @@ def columns(panel: Panel) -> list[Column]:
             if panel.sam is None
             else [Column(f"gain over {panel.labels[panel.sam]}, %", *compared("over_sam"), True)]
         ),
-        *([Column("test accuracy, %", *of_runs("test_accuracy", 2, 100))] if values == "validation" else []),
+        *([Column("test accuracy, %", *of_runs("test_accuracy", 2, 100))] if panel.metric != "test_accuracy" else []),
         Column("propagations per step", *of_runs("propagations_per_step", 3), True),
         Column("expected", *of_runs("expected_propagations_per_step", 3)),
         Column("forwards per step", *of_runs("forwards_per_step", 3)),
