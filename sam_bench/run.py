@@ -180,7 +180,7 @@ class Run:
         folder, rows = self.settings.folder, self.rows
         is_last = self.epoch + 1 == self.settings.trainer.epochs
         start = time.perf_counter()
-        tested = self.test(is_last)
+        tested = self.test(is_last, is_last or (self.epoch + 1) % self.settings.trainer.test_every == 0)
         test_seconds = time.perf_counter() - start
         check_finite(self.losses, self.model, tested, self.epoch * self.steps_per_epoch, self.settings)
         images = self.steps_per_epoch * self.settings.trainer.batch_size
@@ -219,11 +219,13 @@ class Run:
         self.tracker.log(row)
         return row
 
-    def test(self, is_last: bool) -> dict[str, float | None]:
+    def test(self, is_last: bool, is_due: bool) -> dict[str, float | None]:
         """Loss and accuracy on the validation set and on the test set, as in a row of metrics.csv.
 
-        With a validation set, the test set is used once, after the last epoch; its entries are None until then.
+        With a validation set, the test set is used once, after the last epoch. What is not tested is None.
         """
+        if not is_due:
+            return {f"{part}_{key}": None for part in ("validation", "test") for key in ("loss", "accuracy")}
         bf16 = self.settings.trainer.precision == "bf16"
         has_validation = self.dataset.validation_size > 0
         found: dict[str, float | None] = {}

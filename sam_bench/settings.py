@@ -113,6 +113,7 @@ class TrainerSettings(Strict):
     cuda_graphs: Literal["auto"] | bool
     seeds: int = Field(gt=0, le=256)
     checkpoint_minutes: NonNegativeFloat
+    test_every: PositiveInt = 1  # runs of earlier versions do not say
 
     @field_validator("compile", "cuda_graphs", mode="before")
     @classmethod
@@ -260,7 +261,7 @@ class Settings(Strict):
             del identity[elsewhere]
         if self.tuned is None:
             del identity["tuned"]
-        for way in ("seeds", "checkpoint_minutes"):
+        for way in ("seeds", "checkpoint_minutes", "test_every"):
             del identity["trainer"][way]
         identity["trainer"]["device"] = self.trainer.device.split(":")[0]  # not which of several GPUs
         dataset = identity["dataset"]

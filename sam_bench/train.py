@@ -153,7 +153,7 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
         for _ in range(2):  # the first one is cold
             start = time.perf_counter()
             evaluate(probe.model, [(images, labels)], trainer.precision == "bf16")
-        tested = trainer.epochs * (
+        tested = math.ceil(trainer.epochs / trainer.test_every) * (
             (dataset.validation_size or dataset.test_size) + run.batch_norm_epochs * dataset.train_size
         )
         testing = (time.perf_counter() - start) * tested / trainer.batch_size

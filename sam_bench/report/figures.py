@@ -291,7 +291,7 @@ def curves(table: Table) -> Iterator[Figure]:
             axes.set(xlabel=x_name, ylabel=name)
             named = lines if has_room(table) else lines.keys() & {table.panel.base, table.panel.sam}
             label_points(canvas, table, {i: (lines[i][0][-1], scale * lines[i][1][-1]) for i in named})
-            caption = "Means over the seeds after each epoch; the end of a line is the result."
+            caption = "Means over the seeds at each test; the end of a line is the result."
             yield canvas.finished("curves", table, f"{name} against {x_name}", {"x": x_name, "y": name}, caption)
 
 
