@@ -1,6 +1,7 @@
 """Where the configuration lies, and how it is composed. Imports no torch."""
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -167,7 +168,11 @@ def settings_of_run(
     if "tuned" in config:
         notes += tuning.apply(config, choices, overrides)
     settings = Settings.of(config, choices)
-    return settings.model_copy(update={"stated": [each for each in stated if each not in left_out]}), notes
+    given = [each for each in overrides if not each.startswith(("runs=", "dataset.root="))]  # of this machine
+    command = shlex.join(["python", "-m", "sam_bench", *given])
+    return settings.model_copy(
+        update={"stated": [each for each in stated if each not in left_out], "command": command}
+    ), notes
 
 
 def folders_of(arguments: list[str]) -> list[Path]:

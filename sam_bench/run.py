@@ -285,6 +285,7 @@ class Run:
             "protocol": settings.protocol,
             "tuned": settings.tuned,
             "stated": settings.stated,
+            "command": settings.command,
             "seed": settings.seed,
             "epochs": self.epoch,
             "steps": steps,

@@ -183,6 +183,7 @@ class Settings(Strict):
     protocol: str | None = None
     tuned: str | None = None  # where the method's settings come from, see `sam_bench.tuning`
     stated: list[str] = []  # the overrides of the method's own settings
+    command: str = ""  # that trains this run
 
     @model_validator(mode="after")
     def _last_seed(self) -> Self:
@@ -257,7 +258,7 @@ class Settings(Strict):
     def identity(self) -> dict[str, Any]:
         """What defines a run except its seed: not locations, logging or settings that do not affect its result."""
         identity = self.model_dump(mode="json", by_alias=True)
-        for elsewhere in ("seed", "runs", "logger", "sharpness", "experiment", "protocol", "stated"):
+        for elsewhere in ("seed", "runs", "logger", "sharpness", "experiment", "protocol", "stated", "command"):
             del identity[elsewhere]
         if self.tuned is None:
             del identity["tuned"]

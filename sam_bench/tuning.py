@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from sam_bench.errors import SettingError, did_you_mean, reason
 from sam_bench.settings import what_is_wrong
 
+AUTO = "auto"  # +tuned=auto: that of this data set and net
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("experiments", "tuning")  # here, or where the package has its experiments
 
@@ -27,6 +28,8 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
     Raises:
         SettingError: there is no such tuning, or it has no settings for the optimizer.
     """
+    if config.tuned == AUTO:
+        config.tuned = f"{choices['dataset']}-{choices['model']}"
     name = str(config.tuned)
     methods = read(name)
     optimizer, inner = choices.get("optimizer"), choices.get("optimizer/inner")
