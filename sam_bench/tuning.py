@@ -19,11 +19,11 @@ FOLDER = Path("experiments", "tuning")  # here, or where the package has its exp
 def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> list[str]:
     """Set what the tuning that `config.tuned` names chose for this optimizer.
 
-    Settings that are overridden stay: the best trial that has their values is applied. If there is none, the run is not
-    tuned.
+    Settings that are overridden stay: the best trial that has their values is applied. If there is none, the best trial
+    of the inner method, and if there is none either, the run is not tuned.
 
     Returns:
-        One line if the run is not tuned.
+        One line if the run is not tuned, or only its inner method is.
 
     Raises:
         SettingError: there is no such tuning, or it has no settings for the optimizer.
@@ -33,33 +33,29 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
     name = str(config.tuned)
     methods = read(name)
     optimizer, inner = choices.get("optimizer"), choices.get("optimizer/inner")
-    method, moved = method_name(optimizer, inner), ""
-    if method not in methods and inner in methods:  # RST over ASAM: as ASAM itself was tuned
-        method, moved = str(inner), "inner."
-    if method not in methods:
+    method = method_name(optimizer, inner)
+    # RST over ASAM: as ASAM itself was tuned
+    candidates = {each: moved for each, moved in ((method, ""), (str(inner), "inner.")) if each in methods}
+    if not candidates:
         raise SettingError(f"tuned={name}: has no settings for {method}; it has {', '.join(methods)}")
-    base = choices.get("optimizer/base")
-    if base != methods[method]["base"]:
-        tuned_with = methods[method]["base"]
-        raise SettingError(f"tuned={name}: {method} was tuned with optimizer/base={tuned_with}, not {base}")
-    trials = [
-        {setting.replace("optimizer.", f"optimizer.{moved}", 1): value for setting, value in trial["settings"].items()}
-        for trial in sorted(methods[method]["trials"], key=lambda trial: -trial["validation_accuracy"])
-    ]
     overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    fitting = [
-        trial
-        for trial in trials
-        if all(OmegaConf.select(config, setting) == value for setting, value in trial.items() if setting in overridden)
-    ]
-    if not fitting:
-        with open_dict(config):
-            del config["tuned"]
-        return [f"tuned={name} is left out: no trial of {method} has the settings of this run"]
-    for setting, value in fitting[0].items():
-        with open_dict(config):
-            OmegaConf.update(config, setting, value)
-    return []
+    notes = []
+    for candidate, moved in candidates.items():
+        tuned_with, base = methods[candidate]["base"], choices.get("optimizer/base")
+        if base != tuned_with:
+            raise SettingError(f"tuned={name}: {candidate} was tuned with optimizer/base={tuned_with}, not {base}")
+        for trial in sorted(methods[candidate]["trials"], key=lambda trial: -trial["validation_accuracy"]):
+            found = {key.replace("optimizer.", f"optimizer.{moved}", 1): v for key, v in trial["settings"].items()}
+            if any(OmegaConf.select(config, key) != value for key, value in found.items() if key in overridden):
+                continue
+            for setting, value in found.items():
+                with open_dict(config):
+                    OmegaConf.update(config, setting, value)
+            return notes
+        notes.append(f"tuned={name}: no trial of {candidate} has the settings of this run")
+    with open_dict(config):
+        del config["tuned"]
+    return [*notes, f"tuned={name} is left out"]
 
 
 class Trial(BaseModel):

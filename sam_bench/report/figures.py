@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from sam_bench.report.canvas import INK, STYLE, Canvas, Figure
 from sam_bench.report.cells import NAMED, Cell
+from sam_bench.report.claims import Decision
 from sam_bench.report.statistics import Interval
 from sam_bench.report.tables import SHARPNESS, Row, Table, sharpness
 
@@ -21,14 +22,14 @@ COLORS = ("#0090d4", "#e07b00", "#00a878", "#c65bb2", "#d04a35", "#8a8f00", "#7d
 MARKERS = "osD^vP*X<>hp"
 
 
-def figures(table: Table) -> list[Figure]:
-    """Every figure that the results of a panel have numbers for."""
+def figures(table: Table, decisions: Sequence[Decision] = ()) -> list[Figure]:
+    """Every figure that the results of a panel have numbers for; `decisions` are the claims of its page."""
     families = (
         *(accuracy_against_cost, gains, seeds, curves, accuracy_against_setting),
         *(schedules, accuracy_against_sharpness, sensitivity, surfaces),
     )
     with matplotlib.rc_context(STYLE):
-        drawn = [figure for family in families for figure in family(table)]
+        drawn = [*claims(table, decisions), *(figure for family in families for figure in family(table))]
     names: Counter[str] = Counter()  # long labels may begin alike
     numbered = []
     for figure in drawn:
@@ -232,6 +233,36 @@ def _forest(table: Table, intervals: dict[int, Interval], dots: dict[int, list[f
     if zero:
         axes.axvline(0, color=INK, lw=0.9)
     return canvas
+
+
+VERDICTS = {"holds": ("o", "#00a878"), "fails": ("X", "#d04a35"), "undecided": ("D", INK), "incomplete": (".", INK)}
+
+
+def claims(table: Table, decisions: Sequence[Decision]) -> Iterator[Figure]:
+    """The intervals that decide the claims about differences."""
+    mine = [each for each in decisions if each.panel == table.panel.title and each.claim.than]
+    if not mine:
+        return
+    canvas = Canvas(1.1 + 0.27 * len(mine))
+    (axes,) = canvas.axes
+    for place, each in enumerate(reversed(mine)):
+        mark, tone = VERDICTS[each.verdict]
+        if margin := each.claim.margin:
+            low = -margin
+            high = margin if each.claim.rule == "equivalent" else max(margin, each.interval.estimate)
+            axes.barh(place, high - low, left=low, height=0.62, color=INK, alpha=0.1)
+        bars = error_bars(each.interval)
+        axes.errorbar(each.interval.estimate, place, xerr=bars, fmt=mark, ms=6, color=tone, lw=1.4, capsize=2)
+    labels = [f"{short(each.claim.claim, 70)}: {each.verdict}" for each in reversed(mine)]
+    axes.set_yticks(range(len(mine)), labels, fontsize=7.5)
+    axes.grid(axis="y", visible=False)
+    axes.axvline(0, color=INK, lw=0.9)
+    axes.set_xlabel("difference, percentage points")
+    caption = (
+        "Differences with the interval that decides: 95 %, or 90 % for claims with a margin, which is shaded. Circles "
+        "hold, crosses do not, diamonds are undecided, dots lack seeds."
+    )
+    yield canvas.finished("claims", table, "The claims", {}, caption)
 
 
 def seeds(table: Table) -> Iterator[Figure]:

@@ -12,14 +12,16 @@ from tqdm import tqdm
 from sam_bench import files
 from sam_bench.configuration import CONF
 from sam_bench.errors import SettingError
-from sam_bench.report import tables
+from sam_bench.report import claims, tables
 from sam_bench.report.canvas import INK, write
 from sam_bench.report.cells import Cell, panels
+from sam_bench.report.claims import Decision
 from sam_bench.report.figures import color, figures
 from sam_bench.report.published import how_settings_differ
 from sam_bench.report.tables import Table
 
 FAMILIES = {
+    "claims": "The claims",
     "cost": "Accuracy against cost, with the frontier",
     "gain": "Gain",
     "seeds": "Every seed",
@@ -55,6 +57,8 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
         index: the address of a page of all experiments.
     """
     found = [tables.table(panel) for panel in panels(cells)]
+    rules = claims.read(folder)
+    decisions = claims.decide(rules, found)
     title, runs = folder.resolve().name, [run for cell in cells for run in cell.runs]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +67,8 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
     except OSError as error:
         raise SettingError(f"{folder}: cannot be written: {error.strerror}") from error
     shown = [
-        _panel(table, number, folder) for number, table in enumerate(tqdm(found, "figures", disable=None, leave=False))
+        _panel(table, decisions, number, folder)
+        for number, table in enumerate(tqdm(found, "figures", disable=None, leave=False))
     ]
     commits = sorted({str(run.get("git_commit"))[:7] for run in runs if run.get("git_commit")})
     facts = [
@@ -78,14 +83,18 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
         title=title,
         description=description(title),
         facts=" · ".join(filter(None, facts)),
-        claims=tables.claims(found),
+        after_holm=tables.after_holm(found),
+        decisions=decisions,
+        without_runs=[claim.claim for claim in claims.without_runs(rules, decisions)],
         panels=shown,
         index=index,
         css=_source("page.css"),
         js=_source("page.js"),
     )
     files.replace(folder / "index.html", page)
-    files.replace(folder / "table.md", tables.markdown(found) + "\n")
+    files.replace(
+        folder / "table.md", "\n\n".join(filter(None, [claims.markdown(decisions), tables.markdown(found)])) + "\n"
+    )
     files.replace(folder / "table.tex", tables.latex(found))
     files.replace(folder / "table.csv", tables.comma_separated(found))
     return Page(folder, title, description(title), [table.panel.title for table in found], len(cells), len(runs))
@@ -113,11 +122,11 @@ def description(experiment: str) -> str:
     return " ".join(comment)
 
 
-def _panel(table: Table, number: int, folder: Path) -> dict[str, Any]:
+def _panel(table: Table, decisions: Sequence[Decision], number: int, folder: Path) -> dict[str, Any]:
     columns = tables.filled(table)
     beside = Path("figures", str(number + 1))
     families = []
-    for name, group in groupby(figures(table), key=lambda figure: figure.family):
+    for name, group in groupby(figures(table, decisions), key=lambda figure: figure.family):
         variants = list(group)
         choices = {
             option: list(dict.fromkeys(each.options[option] for each in variants)) for option in variants[0].options

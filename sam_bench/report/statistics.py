@@ -152,6 +152,53 @@ def paired(cell: dict[int, float], reference: dict[int, float]) -> Interval | No
     return mean_interval(differences, pooled([differences]))
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A difference of means with its standard error, both in the unit of the values.
+
+    Attributes:
+        freedom: degrees of freedom of the error; 0 if it is not known.
+    """
+
+    estimate: float
+    error: float
+    freedom: int
+
+    def interval(self, level: float) -> Interval:
+        """The t interval, two-sided."""
+        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.error if self.freedom else math.inf
+        return Interval(self.estimate, self.estimate - half, self.estimate + half)
+
+    def p_above(self, value: float) -> float:
+        """The p of the one-sided test that the true difference is above a value; NaN without an error."""
+        return float(stats.t.sf((self.estimate - value) / self.error, self.freedom)) if self.freedom else math.nan
+
+    def p_below(self, value: float) -> float:
+        """The p of the one-sided test that the true difference is below a value; NaN without an error."""
+        return float(stats.t.cdf((self.estimate - value) / self.error, self.freedom)) if self.freedom else math.nan
+
+
+def contrast(of: Sequence[Sequence[float]], than: Sequence[Sequence[float]], spread: Pooled) -> Difference:
+    """The mean over the cell means of `of` minus that of `than`."""
+    variances = [sum(1 / len(cell) for cell in side) / len(side) ** 2 for side in (of, than)]
+    means = [float(np.mean([np.mean(cell) for cell in side])) for side in (of, than)]
+    return Difference(means[0] - means[1], spread.deviation * math.sqrt(sum(variances)), spread.freedom)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float]:
+    """Spearman's rank correlation with its interval, and the two-sided p of no correlation. Needs four points.
+
+    On Fisher's z scale with the variance (1 + r²/2)/(n - 3): Bonett & Wright, Psychometrika 65 (2000) 23.
+    """
+    if min(len(set(x)), len(set(y))) < 2:  # there are no ranks
+        return Interval(0.0, -1.0, 1.0), 1.0
+    r = float(stats.spearmanr(x, y).statistic)
+    error = math.sqrt((1 + r**2 / 2) / (len(x) - 3))
+    z = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    half = stats.norm.ppf((1 + LEVEL) / 2) * error
+    return Interval(r, math.tanh(z - half), math.tanh(z + half)), float(2 * stats.norm.sf(abs(z) / error))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: those of at most 0.05 are false with a chance of at most 5 % in all."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])

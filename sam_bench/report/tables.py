@@ -124,7 +124,7 @@ def table(panel: Panel) -> Table:
     return Table(panel, rows, spread)
 
 
-def claims(tables: Sequence[Table]) -> str:
+def after_holm(tables: Sequence[Table]) -> str:
     """What stands after Holm's correction for all comparisons of all tables, in one sentence; nothing for one table."""
     found = [
         (comparison, f"{row.label} against {panel.labels[reference]} ({panel.title})")

@@ -194,11 +194,11 @@ def test_a_difference_of_sam_from_sgd_is_claimed_once(command):
     for model in ("small_resnet", "wrn16_4"):
         command("-m", *ONE_EPOCH, "optimizer=sgd,sam", "seed=0,1", f"model={model}")
     change(command, lambda r: {"test_accuracy": 0.5 + 0.3 * (r["optimizer"] == "sam") + r["seed"] / 1000})
-    text = tables.claims(found(command))
+    text = tables.after_holm(found(command))
     assert text.startswith("Of the 2 comparisons on this page")
     assert text.count("sam against sgd") == 2
     assert text.endswith("Worse: 0.")
-    assert tables.claims(found(command)[:1]) == ""
+    assert tables.after_holm(found(command)[:1]) == ""
 
 
 def test_nothing_to_report_is_said(tmp_path):
