@@ -1,13 +1,14 @@
 # make demo: set up and train RST. make test: set up, lint, type-check and test. make bench: the speed tables.
-# make docs: the catalogue of methods. make tables: every experiment in seconds, and its page. All need Python 3.11 or newer.
+# make docs: the catalogue of methods. make pages: the pages of the measured results. make tables: every experiment in
+# seconds, and its page. All need Python 3.11 or newer.
 PYTHON ?= python3
 DEVICE ?= cpu
 BIN := .venv/bin
 READY := .venv/.ready
 
-EXPERIMENTS ?= rst_schedules rst_main ssam_sparsity vsam_main imagenet frontier tuning
+EXPERIMENTS ?= rst_schedules rst_main ssam_sparsity vsam_main imagenet frontier claims tuning
 
-.PHONY: demo test docs tables lint bench bench-cpu bench-cuda setup lock clean
+.PHONY: demo test docs pages tables lint bench bench-cpu bench-cuda setup lock clean
 
 demo: $(READY)
 	$(BIN)/python -m sam_bench optimizer=rst schedule=linear
@@ -19,6 +20,10 @@ test: lint
 
 docs: $(READY)
 	$(BIN)/python -m sam_bench.catalogue > docs/methods.md
+
+# from the committed results, byte for byte
+pages: $(READY)
+	$(BIN)/python -m sam_bench.report experiments
 
 # every experiment with the smoke protocol, and a page of each: minutes on two CPU cores, in runs/smoke/
 tables: $(READY)

@@ -39,7 +39,7 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
     if not candidates:
         raise SettingError(f"tuned={name}: has no settings for {method}; it has {', '.join(methods)}")
     overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    notes = []
+    skipped = ""
     for candidate, moved in candidates.items():
         tuned_with, base = methods[candidate]["base"], choices.get("optimizer/base")
         if base != tuned_with:
@@ -51,11 +51,11 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
             for setting, value in found.items():
                 with open_dict(config):
                     OmegaConf.update(config, setting, value)
-            return notes
-        notes.append(f"tuned={name}: no trial of {candidate} has the settings of this run")
+            return [f"tuned={name}: {skipped}; that of {candidate} is applied"] if skipped else []
+        skipped = skipped or f"no trial of {candidate} has the settings of this run"
     with open_dict(config):
         del config["tuned"]
-    return [*notes, f"tuned={name} is left out"]
+    return [f"tuned={name} is left out: {skipped}"]
 
 
 class Trial(BaseModel):

@@ -58,6 +58,36 @@ def test_the_choice_and_all_trials_are_written_and_applied(tuned, capfd):
     assert compose_settings("optimizer=sgd", f"+tuned={path}").optimizer.base.arguments["lr"] == 0.1
 
 
+def test_a_method_without_a_fitting_trial_has_that_of_its_inner_method(tuned, capfd):
+    """G-RST at another strength than it was tuned with keeps SAM's ρ."""
+    run(tuned.runs, capfd)
+    path = tuned.runs / "digits-small_resnet.yaml"
+    content = yaml.safe_load(path.read_text())
+    trial = {"settings": {"optimizer.inner.rho": 0.02, "optimizer.gamma": 2}, "validation_accuracy": 0.7}
+    content["methods"]["grst"] = {"base": "sgd", "trials": [trial]}
+    path.write_text(yaml.safe_dump(content))
+    fits = compose_settings("optimizer=grst", "optimizer.gamma=2", f"+tuned={path}")
+    assert fits.optimizer.inner.arguments["rho"] == 0.02
+    other = compose_settings("optimizer=grst", "optimizer.gamma=4", f"+tuned={path}")
+    assert other.optimizer.inner.arguments["rho"] == 0.1
+    assert other.tuned == str(path)
+    status, out, err = tuned(*TINY, "trainer.epochs=1", "optimizer=grst", "optimizer.gamma=4", f"+tuned={path}")
+    assert status == 0, err
+    assert f"tuned={path}: no trial of grst has the settings of this run; that of sam is applied" in out
+
+
+def test_auto_is_the_tuning_of_the_data_set_and_the_net(tuned, capfd, monkeypatch):
+    run(tuned.runs, capfd)
+    folder = tuned.runs.parent / "experiments" / "tuning"
+    folder.mkdir(parents=True)
+    (tuned.runs / "digits-small_resnet.yaml").rename(folder / "digits-small_resnet.yaml")
+    settings = compose_settings("optimizer=sam", "+tuned=auto")
+    assert (settings.tuned, settings.optimizer.arguments["rho"]) == ("digits-small_resnet", 0.1)
+    status, _, err = tuned(*TINY, "optimizer=sam", "+tuned=auto", "model=wrn16_4")
+    assert status == 2
+    assert "tuned=digits-wrn16_4: no such tuning" in one_line(err)
+
+
 def test_by_name_in_a_sweep_and_said_in_the_table(tuned, capfd):
     from sam_bench.report import tables
     from sam_bench.report.cells import collect, panels

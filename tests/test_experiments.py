@@ -18,7 +18,7 @@ from sam_bench.sweep import PROTOCOLS, runs_of
 from tests.command import TINY
 from tests.test_errors import one_line
 
-EXPERIMENTS = ("rst_schedules", "rst_main", "ssam_sparsity", "vsam_main", "imagenet", "frontier", "tuning")
+EXPERIMENTS = ("rst_schedules", "rst_main", "ssam_sparsity", "vsam_main", "imagenet", "frontier", "claims", "tuning")
 
 
 def expanded(sweeper, *arguments, experiment=None, protocol=None):

@@ -1,5 +1,7 @@
+import csv
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +141,29 @@ def test_same_seed_same_bits_other_seed_other_bits(command):
         weights.append(torch.load(folder / "last.pt", weights_only=True)["model"]["fc.weight"])
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_testing_less_often_changes_nothing_else(command):
+    """The same bits at the end, in the same run folder. MSAM re-estimates BatchNorm's statistics for each test."""
+    rows = []
+    for every in (1, 2):
+        run = [
+            *TINY,
+            "optimizer=msam",
+            "optimizer.rho=0.1",
+            f"trainer.test_every={every}",
+            f"runs={command.runs}{every}",
+        ]
+        assert command(*run)[0] == 0
+        (path,) = Path(f"{command.runs}{every}").glob("*/seed-0/metrics.csv")
+        rows.append(list(csv.DictReader(path.open())))
+        rows[-1].append((path.parts[-3], json.loads((path.parent / "result.json").read_text())["test_loss"]))
+    always, seldom = rows
+    assert [row["test_accuracy"] != "" for row in always[:3]] == [True, True, True]
+    assert [row["test_accuracy"] != "" for row in seldom[:3]] == [False, True, True]  # the second, and the last
+    assert [row["train_loss"] for row in always[:3]] == [row["train_loss"] for row in seldom[:3]]
+    assert seldom[1]["test_loss"] == always[1]["test_loss"]
+    assert seldom[3] == always[3]
 
 
 def test_bf16_and_fp32_agree_roughly(command):

@@ -13,11 +13,11 @@ Rules, for the difference d of the mean accuracies of `rows` and `than`, in perc
 - equivalent: holds if the 90 % interval of d lies within ±margin (two one-sided tests at 5 %: Schuirmann,
   J. Pharmacokinet. Biopharm. 15 (1987) 657), fails if it lies outside.
 - not worse: holds if the 90 % interval of d lies above -margin (a one-sided test at 5 %), fails if it lies below.
-- decreases: holds if the 95 % interval of Spearman's rank correlation between `sharpness` and accuracy, over the means
-  of all matching rows, lies below 0, fails if it lies above 0.
+- decreases: holds if the 95 % interval of Spearman's rank correlation of `sharpness` and accuracy lies below 0,
+  fails if it lies above 0. The points are the means of all matching rows.
 
-Everything else is undecided. A claim whose rows have fewer than `seeds` seeds is not decided yet. The intervals of d are
-t intervals with the deviation that is pooled over the whole table.
+Everything else is undecided. A claim whose rows have fewer than `seeds` seeds is not decided yet. The intervals of d
+are t intervals with the deviation that is pooled over the whole table.
 """
 
 import math
