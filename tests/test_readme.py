@@ -1,21 +1,24 @@
 """What the README says is so."""
 
-import html
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import plot
-from sam_bench import catalogue
+from sam_bench import catalogue, results
 from sam_bench.errors import SettingError
-from sam_bench.report import tables
-from sam_bench.report.cells import collect, panels
+from sam_bench.report import page
+from sam_bench.report.cells import collect
 from tests.command import settings
 from tests.optim.methods import NAMES
 
 REPOSITORY = Path(__file__).parent.parent
+EXPERIMENTS = REPOSITORY / "experiments"
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = re.findall(r"^python -m sam_bench (?!\.|--config-dir)(.+)$", README, re.MULTILINE)
 
@@ -36,21 +39,45 @@ def measured_folders():
 
 
 @pytest.mark.parametrize("folder", measured_folders(), ids=lambda folder: folder.name)
-def test_the_committed_tables_are_the_report_of_the_committed_results(folder):
-    found = [tables.table(panel) for panel in panels(collect([folder]))]
-    assert tables.markdown(found) + "\n" == (folder / "table.md").read_text(), "python -m sam_bench.report FOLDER"
-    assert tables.latex(found) == (folder / "table.tex").read_text()
-    assert tables.comma_separated(found) == (folder / "table.csv").read_text()
-    page = (folder / "index.html").read_text()
-    for one in found:
-        assert html.escape(one.panel.title) in page
-        assert all(f"{row.accuracy.estimate:.2f}" in page for row in one.rows)
+def test_the_committed_page_is_that_of_the_committed_results_byte_for_byte(folder, tmp_path):
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("figures", "index.html", "table.*"))
+    page.build(collect([copy]), copy, "../index.html")
+    for name in sorted({path.relative_to(at) for at in (folder, copy) for path in at.rglob("*") if path.is_file()}):
+        assert (folder / name).exists(), f"{name} is missing: make pages"
+        assert (copy / name).exists(), f"{name} is no longer made: make pages"
+        assert (folder / name).read_bytes() == (copy / name).read_bytes(), f"{name} has changed: make pages"
+
+
+def test_the_committed_index_links_the_committed_pages():
+    pages = [page.summary(collect([folder]), folder) for folder in measured_folders()]
+    assert page.index(pages) == (EXPERIMENTS / "index.html").read_text(), "make pages"
+
+
+def runs_and_rules():
+    """The commits that runs with claims were made at."""
+    return [
+        pytest.param(folder, commit, id=f"{folder.name}-{commit[:7]}")
+        for folder in sorted(path.parent for path in EXPERIMENTS.glob("*/claims.yaml"))
+        for commit in sorted({results.read(run.parent)["git_commit"] for run in folder.glob("*/*/result.json")})
+    ]
+
+
+@pytest.mark.parametrize(("folder", "commit"), runs_and_rules())
+def test_the_rules_of_the_claims_are_older_than_the_runs(folder, commit):
+    file = f"{commit}:experiments/{folder.name}/claims.yaml"
+    then = subprocess.run(["git", "show", file], cwd=REPOSITORY, capture_output=True, text=True)
+    if then.returncode and "invalid object name" in then.stderr:
+        pytest.skip("the history of this checkout does not go back to the runs")
+    assert then.returncode == 0, then.stderr
+    rules = yaml.safe_load((folder / "claims.yaml").read_text())
+    assert [rule for rule in rules if rule not in yaml.safe_load(then.stdout)] == []
 
 
 def test_every_local_link_leads_somewhere():
-    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *REPOSITORY.glob("experiments/*/*.md")]:
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), f"{page}: {target}"
+    for text in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *REPOSITORY.glob("experiments/*/*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text.read_text()):
+            assert target.startswith("https://") or (text.parent / target).exists(), f"{text}: {target}"
 
 
 def test_the_catalogue_is_that_of_the_classes_and_files():
@@ -58,8 +85,8 @@ def test_the_catalogue_is_that_of_the_classes_and_files():
 
 
 def test_the_catalogue_has_every_method():
-    page = (REPOSITORY / "docs" / "methods.md").read_text()
-    assert all(f"| `{name}` |" in page for name in NAMES)
+    text = (REPOSITORY / "docs" / "methods.md").read_text()
+    assert all(f"| `{name}` |" in text for name in NAMES)
 
 
 def cells(line: str) -> list[str]:
@@ -74,8 +101,8 @@ def is_part_of(line: list[str], row: dict[str, str]) -> bool:
 
 @pytest.mark.parametrize("name", ["step-small_resnet", "sparse", "ladder", "scaling", "startup", "seeds", "loader"])
 def test_the_speed_tables_are_the_committed_measurements(name):
-    page = (REPOSITORY / "benchmarks" / "README.md").read_text()
-    lines = [cells(line) for line in page.splitlines() if line.startswith("|")]
+    text = (REPOSITORY / "benchmarks" / "README.md").read_text()
+    lines = [cells(line) for line in text.splitlines() if line.startswith("|")]
     for row in plot.read(REPOSITORY / "benchmarks" / "results" / "cpu" / f"{name}.csv"):
         assert any(len(line) > 1 and is_part_of(line, row) for line in lines), row
 

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sam_bench import files
 from sam_bench.errors import SettingError
 from sam_bench.report import tables
 from sam_bench.report.cells import collect, panels, runs_in
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> None:
             every = [inside for folder in folders for inside in experiments_in(folder) or [folder]]
             print(tables.markdown([tables.table(panel) for panel in panels(collect(every))]))
             return
-        from sam_bench.report.page import build, build_index  # matplotlib takes a second
+        from sam_bench.report.page import build, index  # matplotlib takes a second
 
         for folder in folders:
             inside, pages = experiments_in(folder), []
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> None:
                     continue
                 print(f"{each / 'index.html'}: {pages[-1].runs} runs of {pages[-1].cells} settings", flush=True)
             if inside and pages:
-                build_index(pages, folder)
+                files.replace(folder / "index.html", index(pages))
                 print(folder / "index.html")
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -59,7 +59,8 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
     found = [tables.table(panel) for panel in panels(cells)]
     rules = claims.read(folder)
     decisions = claims.decide(rules, found)
-    title, runs = folder.resolve().name, [run for cell in cells for run in cell.runs]
+    about = summary(cells, folder)
+    runs = [run for cell in cells for run in cell.runs]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in [*folder.glob("figures/*/*.svg"), *folder.glob("figures/*/*.pdf")]:  # of runs that are gone
@@ -80,8 +81,8 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
         f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}" if commits else "",
     ]
     page = TEMPLATES.get_template("page.html").render(
-        title=title,
-        description=description(title),
+        title=about.title,
+        description=about.description,
         facts=" · ".join(filter(None, facts)),
         after_holm=tables.after_holm(found),
         decisions=decisions,
@@ -97,17 +98,20 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
     )
     files.replace(folder / "table.tex", tables.latex(found))
     files.replace(folder / "table.csv", tables.comma_separated(found))
-    return Page(folder, title, description(title), [table.panel.title for table in found], len(cells), len(runs))
+    return about
 
 
-def build_index(pages: Sequence[Page], folder: Path) -> None:
-    """Write the page that links all pages."""
-    rows = [
-        {**vars(page), "link": f"{page.folder.resolve().relative_to(folder.resolve())}/index.html"} for page in pages
-    ]
-    files.replace(
-        folder / "index.html", TEMPLATES.get_template("index.html").render(pages=rows, css=_source("page.css"))
-    )
+def summary(cells: Sequence[Cell], folder: Path) -> Page:
+    """What an index says of the page of the runs in a folder."""
+    title, found = folder.resolve().name, panels(cells)
+    runs = sum(len(cell.runs) for cell in cells)
+    return Page(folder, title, description(title), [panel.title for panel in found], len(cells), runs)
+
+
+def index(pages: Sequence[Page]) -> str:
+    """The page that links all pages, for the folder that theirs are in."""
+    rows = [{**vars(page), "link": f"{page.folder.resolve().name}/index.html"} for page in pages]
+    return TEMPLATES.get_template("index.html").render(pages=rows, css=_source("page.css"))
 
 
 def description(experiment: str) -> str:

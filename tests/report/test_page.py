@@ -81,6 +81,12 @@ def experiment(tmp_path_factory):
         result = json.loads(path.read_text())
         if result["validation_accuracy"] is None:
             path.write_text(json.dumps(result | {"optimizer": HOSTILE}))
+    half, base = {"optimizer": "rst", "schedule.p": 0.5}, {"optimizer": "sgd"}
+    claims = [
+        {"claim": HOSTILE, "rule": "equivalent", "rows": half, "than": base, "margin": 5.0, "seeds": 2},
+        {"claim": "RST beats SGD", "rule": "better", "rows": half, "than": base, "seeds": 2},
+    ]
+    (runs / "claims.yaml").write_text(json.dumps(claims))
     command_line.main([str(runs)])
     return runs
 
