@@ -35,7 +35,7 @@ def main() -> int:
                 shutil.copy(path, copy)
         for name, text in files_of_the_recipe().items():
             (copy / name).write_text(text)
-        environment = {**os.environ, "SAM_BENCH_RECIPE": "followed"}
+        environment = {**os.environ, "SAM_BENCH_RECIPE": "followed", "SAM_BENCH_HISTORY": str(REPOSITORY / ".git")}
         environment.setdefault("SAM_BENCH_DATA", str(REPOSITORY / "data"))
         with (copy / "docs" / "methods.md").open("w") as page:  # make docs
             subprocess.run([sys.executable, "-m", "sam_bench.catalogue"], cwd=copy, stdout=page, check=True)

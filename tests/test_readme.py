@@ -1,5 +1,6 @@
 """What the README says is so."""
 
+import os
 import re
 import shlex
 import shutil
@@ -66,9 +67,10 @@ def runs_and_rules():
 @pytest.mark.parametrize(("folder", "commit"), runs_and_rules())
 def test_the_rules_of_the_claims_are_older_than_the_runs(folder, commit):
     file = f"{commit}:experiments/{folder.name}/claims.yaml"
-    then = subprocess.run(["git", "show", file], cwd=REPOSITORY, capture_output=True, text=True)
-    if then.returncode and "invalid object name" in then.stderr:
-        pytest.skip("the history of this checkout does not go back to the runs")
+    history = os.environ.get("SAM_BENCH_HISTORY", REPOSITORY / ".git")
+    then = subprocess.run(["git", "--git-dir", history, "show", file], capture_output=True, text=True)
+    if then.returncode and ("invalid object name" in then.stderr or "not a git repository" in then.stderr):
+        pytest.skip("needs the history of this repository, back to the runs")
     assert then.returncode == 0, then.stderr
     rules = yaml.safe_load((folder / "claims.yaml").read_text())
     assert [rule for rule in rules if rule not in yaml.safe_load(then.stdout)] == []
