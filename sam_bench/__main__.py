@@ -153,9 +153,14 @@ def main() -> None:
         sys.exit(2)
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """Run as a process of its own: `python -m sam_bench` and `sam-bench`."""
     main()
     sys.stdout.flush()
     sys.stderr.flush()
     atexit._run_exitfuncs()
     os._exit(0)  # everything is written; deleting torch's modules one by one would take 1.5 s more
+
+
+if __name__ == "__main__":
+    console()

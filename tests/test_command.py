@@ -184,11 +184,11 @@ def test_help_names_the_groups_without_importing_torch():
 
 
 def test_an_installed_wheel_works_from_an_empty_folder(tmp_path):
-    """conf/ and experiments/ travel in it. The environment's own packages serve it; only sam_bench is installed."""
+    """conf/ travels in it, measured results do not. Only sam_bench is installed; the environment has the rest."""
     source = tmp_path / "source"  # a build leaves folders behind
     for name in ("conf", "experiments", "hydra_plugins", "sam_bench"):
         shutil.copytree(REPOSITORY / name, source / name)
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     build = [sys.executable, "-m", "uv", "build", "--wheel", "--no-build-isolation", "--quiet", "--out-dir", tmp_path]
     subprocess.run([*build, source], check=True)
@@ -199,8 +199,12 @@ def test_an_installed_wheel_works_from_an_empty_folder(tmp_path):
     subprocess.run(install, check=True)
     names = {str(path.relative_to(site / "sam_bench")) for path in (site / "sam_bench").rglob("*.yaml")}
     assert {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "conf").rglob("*.yaml")} <= names
-    assert list((site / "sam_bench" / "experiments").iterdir())
-    command = [sys.executable, "-m", "sam_bench", *TINY, "trainer.epochs=1"]
+    data = {path.name for path in (site / "sam_bench" / "experiments").rglob("*") if path.is_file()}
+    assert "published.csv" in data
+    assert not data & {"result.json", "metrics.csv", "index.html"}
+    assert (site / "sam_bench" / "py.typed").exists()
+    assert list(site.glob("*.dist-info/licenses/LICENSE"))
+    command = [sys.executable, site / "bin" / "sam-bench", *TINY, "trainer.epochs=1"]
     done = subprocess.run(
         command, cwd=empty, env={"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
