@@ -1,5 +1,5 @@
 # make demo: set up and train RST. make test: set up, lint, type-check and test. make bench: the speed tables.
-# make docs: the catalogue of methods. make pages: the pages of the measured results. make tables: every experiment in
+# make docs: the site. make pages: the pages of the measured results. make tables: every experiment in
 # seconds, and its page. All need Python 3.11 or newer.
 PYTHON ?= python3
 DEVICE ?= cpu
@@ -18,8 +18,10 @@ demo: $(READY)
 test: lint
 	OMP_NUM_THREADS=1 SAM_BENCH_TEST_DEVICE=$(DEVICE) $(BIN)/python -m tests.recipe -n auto --dist worksteal
 
+# the site, in docs/_build/html
 docs: $(READY)
 	$(BIN)/python -m sam_bench.catalogue > docs/methods.md
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
 # from the committed results, byte for byte
 pages: $(READY)

@@ -1,14 +1,9 @@
-"""The methods: `make docs` writes this page from the classes and the files in `conf/optimizer/`.
+"""The page of the methods, from the classes and the files in conf/optimizer/: `make docs` writes docs/methods.md."""
 
-A propagation is one forward and backward pass over the whole batch. A pass over a share of the batch counts as that
-share. A forward pass without backward costs about a third. Memory is what a method keeps in addition to the weights,
-the gradients and the base optimizer's state, in copies of the weights. State is what it adds to a checkpoint. "Single
-samples": the method needs a `SampleClosure`. "Under RST": RST can wrap it, `optimizer=rst optimizer/inner=NAME`.
-Defaults are those for CIFAR-10 and every other data set but CIFAR-100, whose own are in parentheses. A value on the
-command line replaces both.
-"""
-
-from itertools import takewhile
+import re
+import sys
+from itertools import dropwhile, takewhile
+from textwrap import dedent
 from typing import Any
 
 import torch
@@ -19,7 +14,20 @@ from sam_bench.configuration import CONF, is_scheduled, optimizer_files, own_set
 from sam_bench.optim import SAM, Descent
 from sam_bench.settings import Target, for_dataset, leaves
 
-HEAD = "`optimizer=` | paper | propagations per step | memory | state | single samples | under RST | defaults | notes"
+INTRODUCTION = """\
+# The methods
+
+A propagation is one forward-backward pass over the whole batch. A pass over a share of the batch counts as that share.
+A forward pass without backward counts as a third. *Memory* is what a method keeps in addition to the weights, the
+gradients and the state of the base optimizer, in copies of the weights. *Single samples*: the method needs per-sample
+losses, see [a plain loop](integrations/loop.md#methods-that-look-at-single-samples). *Under RST*: RST can schedule it,
+as `optimizer=rst optimizer/inner=NAME`.
+
+`make docs` writes this page from the classes and the files in `conf/optimizer/`. Defaults are those for CIFAR-10 and
+for every other data set but CIFAR-100, whose own are in parentheses. A value on the command line replaces both."""
+HEAD = "`optimizer=` | propagations per step | memory | single samples | under RST | paper"
+ARGUMENT = re.compile(r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", re.MULTILINE | re.DOTALL)
+SETTING = re.compile(r"(\w+): .*?  # (.*)")
 
 
 def build(name: str, base: torch.optim.Optimizer, training: Training, **settings: Any) -> Descent:
@@ -41,42 +49,90 @@ def build(name: str, base: torch.optim.Optimizer, training: Training, **settings
     return training.method("optimizer", Target.model_validate(own), SAM(base, model=training.model))
 
 
-def row(name: str) -> str:
-    """A method's line of the table. Memory and state are those of the method with its defaults."""
+def with_defaults(name: str) -> Descent:
+    """The method with its defaults, on a small problem."""
     model = nn.Linear(4, 4)
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     sample = torch.ones(1, 4), torch.zeros(1)
-    optimizer = build(name, base, Training(model, 100_000, 100, 0, 6400, 64, lambda n, seed: sample))
-    file = optimizer_files(CONF)[name]
-    header = takewhile(
-        lambda line: line.startswith("#"), (CONF / "optimizer" / f"{name}.yaml").read_text().splitlines()
-    )
-    own = own_settings(file)
-    defaults = dict(leaves(own | for_dataset(own, "cifar10")))
-    defaults = {key: value for key, value in defaults.items() if value != "${schedule}" and "_target_" not in key}
-    on_cifar100 = for_dataset(own, "cifar100")
+    return build(name, base, Training(model, 100_000, 100, 0, 6400, 64, lambda n, seed: sample))
+
+
+def row(name: str) -> str:
+    """A method's line of the table."""
+    optimizer, file = with_defaults(name), optimizer_files(CONF)[name]
     cells = [
-        f"`{name}`",
-        optimizer.paper,
+        f"[`{name}`](#{name})",
         optimizer.cost,
         str(optimizer.memory_copies),
-        optimizer.state_contents,
         "yes" if optimizer.samplewise else "",
         "" if optimizer.unschedulable or "base" in file else "yes",
-        ", ".join(
-            f"{key} {'null' if value is None else str(value).lower()}"
-            + (f" (CIFAR-100: {on_cifar100[key]})" if key in on_cifar100 else "")
-            for key, value in defaults.items()
-        ),
-        " ".join(line.removeprefix("# ") for line in header),
+        linked(optimizer.paper),
     ]
     return f"| {' | '.join(cells)} |"
 
 
+def linked(paper: str) -> str:
+    """A paper with links to arXiv."""
+    return re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", paper)
+
+
+def section(name: str) -> str:
+    """What the file of a method says of it: its header, and a table of its settings."""
+    optimizer, text = with_defaults(name), (CONF / "optimizer" / f"{name}.yaml").read_text()
+    header = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    lead = (sys.modules[type(optimizer).__module__].__doc__ or "").partition("\n")[0]
+    is_own = type(optimizer).__name__.lower() == name.replace("_", "")  # not a variant of another method
+    parts = [f"## `{name}`", *([lead] if is_own else []), linked(" ".join(line.removeprefix("# ") for line in header))]
+    if formula := formula_of(type(optimizer)):
+        parts.append(f"```text\n{formula}\n```")
+    if optimizer.state_contents:
+        parts.append(f"A checkpoint also holds {optimizer.state_contents}.")
+    if optimizer.waits:
+        parts.append(f"A step waits for the device: {optimizer.waits}.")
+    if settings := settings_of(name):
+        rows = [f"| `{key}` | {default} | {meaning} |" for key, default, meaning in settings]
+        parts.append("\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts)
+
+
+def formula_of(method: type[Descent]) -> str:
+    """The indented blocks of the header of a method's file, up to the next paragraph about something else."""
+    lines = (sys.modules[method.__module__].__doc__ or "").splitlines()
+    indented = dropwhile(lambda line: not line.startswith("    "), lines)
+    block = takewhile(lambda line: not line.strip() or line.startswith("    "), indented)
+    return "" if method is Descent else dedent("\n".join(block)).strip()
+
+
+def meanings(name: str) -> dict[str, str]:
+    """What each setting means: its comment in the file of the method, or else the docstring of the class."""
+    found: dict[str, str] = {}
+    for cls in reversed(type(with_defaults(name)).__mro__):
+        for key, text in ARGUMENT.findall(cls.__doc__ or ""):
+            found[key] = " ".join(text.split()).rstrip(".")
+    return found | dict(SETTING.findall((CONF / "optimizer" / f"{name}.yaml").read_text()))
+
+
+def settings_of(name: str) -> list[tuple[str, str, str]]:
+    """The settings of a method: name, default and meaning."""
+    own = own_settings(optimizer_files(CONF)[name])
+    known = meanings(name)
+    on_cifar100 = for_dataset(own, "cifar100")
+    found = []
+    for key, value in leaves(own | for_dataset(own, "cifar10")):
+        if value == "${schedule}" or "_target_" in key:
+            continue
+        default = f"`{'null' if value is None else str(value).lower()}`"
+        if key in on_cifar100:
+            default += f" (CIFAR-100: `{on_cifar100[key]}`)"
+        found.append((key, default, known.get(key.rpartition(".")[2], "").replace("|", "\\|")))
+    return found
+
+
 def catalogue() -> str:
     """The whole page."""
-    lines = [f"# {__doc__}", f"| {HEAD} |", "|" + " --- |" * len(HEAD.split(" | "))]
-    return "\n".join([*lines, *map(row, optimizer_files(CONF))])
+    names = list(optimizer_files(CONF))
+    table = "\n".join([f"| {HEAD} |", "|" + " --- |" * len(HEAD.split(" | ")), *map(row, names)])
+    return "\n\n".join([INTRODUCTION, table, *map(section, names)])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,31 @@
-"""The code of the documents runs as it stands there."""
+"""The code of the documents runs as it stands there; so do their commands, the long ones shortened as stated here."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from sam_bench import optim
+from sam_bench import __main__, choose, curvature, dashboard, optim, sharpness, status
+from sam_bench.curvature import Effort
+from sam_bench.report import __main__ as report
+from sam_bench.testing import __main__ as testing
 
-DOCS = Path(__file__).parent.parent / "docs"
+REPOSITORY = Path(__file__).parent.parent
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [page for page in PAGES if "_build" not in page.parts]
+# these have tests of their own: test_integrations.py and test_plugins.py
+ELSEWHERE = {"loop.md", "lightning.md", "accelerate.md", "timm.md", "extending.md"}
 PYTHON = [
     (page.name, block)
-    for page in sorted(DOCS.glob("*.md"))
-    if page.name in ("migrating.md", "contract.md")
+    for page in PAGES
+    if page.name not in ELSEWHERE
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 ]
 HERE = re.findall(r"^\| `[^|]*\| `([A-Z]\w+\([^`]*\))`", (DOCS / "migrating.md").read_text(), re.MULTILINE)
@@ -26,6 +38,11 @@ def names() -> dict:
     return {
         **vars(optim),
         **{"torch": torch, "SGD": torch.optim.SGD, "model": model, "base": base, "k": 3},
+        **{
+            "steps": 2,
+            "closure": lambda: [model.zero_grad(), model(torch.randn(4, 1, 8, 8)).sum().backward(), torch.zeros(())][2],
+        },
+        **{"loader": [(0, 0)] * 2, "scheduler": SimpleNamespace(step=lambda: None)},
         **{"criterion": nn.functional.cross_entropy, "images": torch.randn(4, 1, 8, 8), "labels": torch.arange(4)},
         "factory": lambda model: optim.SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model),
     }
@@ -51,3 +68,87 @@ def test_the_error_for_the_old_call_is_the_one_shown():
     with pytest.raises(TypeError) as raised:
         eval(call, names())
     assert str(raised.value) == message
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+# what replaces the same words of a command
+SHORT = {
+    **{"dataset": "digits", "dataset.subset": "160", "model": "small_resnet", "logger": "none", "seed": "0"},
+    **{"trainer": "short", "trainer.epochs": "1", "trainer.batch_size": "32", "trainer.seeds": "2"},
+}
+GONE = ("dataset.root", "model.architecture", "+tuned", "trainer.seeds")  # what goes with them
+MODULES = {
+    "sam_bench.report": report,
+    "sam_bench.choose": choose,
+    "sam_bench.sharpness": sharpness,
+    "sam_bench.dashboard": dashboard,
+    "sam_bench.testing": testing,
+}
+
+
+def commands_of(page):
+    """The lines of its blocks without a language."""
+    lines, language = [], None  # None: outside of a block
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            language = line[3:] if language is None else None
+        elif language == "" and line.strip():
+            lines.append(line)
+    return lines
+
+
+def shortened(words):
+    """The settings of a run or sweep, so that it takes seconds."""
+    if any(word.startswith("+experiment=") and not word.endswith("rst_cifar10") for word in words):
+        return [re.sub("^protocol=cpu", "protocol=smoke", word) for word in words if "tuned" not in word] + [
+            "seed=0",
+            "optimizer=sgd",
+        ]
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in {*SHORT, *GONE} and word not in GONE]
+    kept = [word for word in kept if word.partition("=")[0] not in GONE]
+    return [*kept, *(f"{name}={value}" for name, value in SHORT.items() if name != "trainer.seeds")]
+
+
+def run_line(line, monkeypatch):
+    """Run a command of a page in this process; `make` only says what it would do."""
+    words = [word for word in shlex.split(line, comments=True) if word != "&" and "DEVICES=" not in word]
+    if words[0] == "make":
+        subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, check=True, capture_output=True)
+        return
+    assert words[:2] == ["python", "-m"], line
+    module, words = words[2], words[3:]
+    if module == "sam_bench" and "GROUP=CHOICE" not in words and "--config-dir" not in words:
+        settings = shortened([word for word in words if word != "-m"])
+        monkeypatch.setattr(sys, "argv", ["sam_bench", *(["-m"] if "-m" in words else []), *settings])
+        __main__.main()
+    elif module == "sam_bench.status":
+        status.main(shortened(words))
+    elif module in MODULES:
+        words = [word.replace("experiments/tuning", "runs/smoke/tuning") for word in words]
+        words = [str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])]
+        words = [word.replace("my_package.MySAM", "sam_bench.optim.SAM") for word in words]
+        words += ["--json"] * (module == "sam_bench.dashboard")  # saving needs an account
+        words += ["runs/smoke/tuning"] * (module == "sam_bench.choose" and not words)
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        MODULES[module].main(*([words] if MODULES[module] is not testing else []))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if commands_of(page) and page.name not in ELSEWHERE],
+    ids=lambda page: str(page.relative_to(REPOSITORY)),
+)
+def test_every_command_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(curvature.EFFORTS, "full", Effort(64, 1, 1e-1, 2, line=5, plane=3, surface_images=32))
+    lines = commands_of(page)
+    if page.name == "experiments.md":  # which measures the sharpness of runs that others made
+        run_line("python -m sam_bench optimizer=sam", monkeypatch)
+    for line in lines:
+        status_ = 0
+        try:
+            run_line(line, monkeypatch)
+        except SystemExit as stop:
+            status_ = stop.code
+        assert not status_, f"{line}: {capsys.readouterr().err}"

@@ -205,7 +205,7 @@ def test_rows_of_a_wrong_type_are_named(rows):
 def test_the_makefile_and_the_guide_know_every_experiment():
     makefile = (CONF.parent / "Makefile").read_text()
     assert next(line for line in makefile.splitlines() if line.startswith("EXPERIMENTS")).split()[2:] == [*EXPERIMENTS]
-    guide, readme = ((CONF.parent / name).read_text() for name in ("docs/experiments.md", "README.md"))
+    guides = "".join((CONF.parent / "docs" / name).read_text() for name in ("experiments.md", "sweeps.md"))
     for path in (CONF / "experiment").glob("*.yaml"):
-        assert f"| `{path.stem}` |" in guide or f"| `{path.stem}` |" in readme
+        assert f"| `{path.stem}` |" in guides
     assert {path.stem for path in (CONF / "protocol").glob("*.yaml")} == set(PROTOCOLS)

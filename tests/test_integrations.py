@@ -1,4 +1,4 @@
-"""The pages of docs/integrations/: their code runs as it stands, in the real library, and steps as a plain loop does."""
+"""The pages of docs/integrations/: their code runs as it stands in the real library, and steps as a plain loop does."""
 
 import logging
 import re

@@ -88,7 +88,7 @@ def test_the_catalogue_is_that_of_the_classes_and_files():
 
 def test_the_catalogue_has_every_method():
     text = (REPOSITORY / "docs" / "methods.md").read_text()
-    assert all(f"| `{name}` |" in text for name in NAMES)
+    assert all(f"| [`{name}`](#{name}) |" in text and f"\n## `{name}`\n" in text for name in NAMES)
 
 
 def cells(line: str) -> list[str]:
@@ -103,17 +103,7 @@ def is_part_of(line: list[str], row: dict[str, str]) -> bool:
 
 @pytest.mark.parametrize("name", ["step-small_resnet", "sparse", "ladder", "scaling", "startup", "seeds", "loader"])
 def test_the_speed_tables_are_the_committed_measurements(name):
-    text = (REPOSITORY / "benchmarks" / "README.md").read_text()
+    text = (REPOSITORY / "docs" / "performance.md").read_text()
     lines = [cells(line) for line in text.splitlines() if line.startswith("|")]
     for row in plot.read(REPOSITORY / "benchmarks" / "results" / "cpu" / f"{name}.csv"):
         assert any(len(line) > 1 and is_part_of(line, row) for line in lines), row
-
-
-def test_the_speed_table_of_the_readme_is_that_of_the_bench():
-    rows = plot.read(REPOSITORY / "benchmarks" / "results" / "cpu" / "step-small_resnet.csv")
-    section = README.split("## Speed")[1].split("\n## ")[0]
-    lines = [cells(line) for line in section.splitlines() if line.startswith("|")][2:]
-    assert len(lines) == len(rows)
-    for line, row in zip(lines, rows, strict=True):
-        assert line[0] == row["optimizer"]
-        assert is_part_of(line, row), row

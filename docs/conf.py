@@ -1,0 +1,77 @@
+"""The site: `make docs` builds it into docs/_build/html. Warnings are errors."""
+
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+project = "sam_bench"
+author = "The sam_bench authors"
+project_copyright = f"2026, {author}"
+try:
+    release = metadata.version("sam_bench")
+except metadata.PackageNotFoundError:  # it is run from the checkout
+    release = "development version"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+highlight_language = "text"
+suppress_warnings = ["config.cache", "misc.highlighting_failure"]
+
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = "sam_bench"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+
+def formulas(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Show the indented formulas and tables of a module's docstring as they are written."""
+    lines[:] = [line if line.startswith("    ") else line.replace("|", "\\|") for line in lines]
+    for i in range(len(lines) - 1, 0, -1):
+        starts = lines[i].startswith("    ") and not lines[i - 1].strip()
+        if what == "module" and starts and not _is_indented(lines, i - 1):
+            lines[i:i] = ["::", ""]
+
+
+def _is_indented(lines: list[str], i: int) -> bool:
+    """Whether the last line with text up to i is indented."""
+    above = [line for line in lines[: i + 1] if line.strip()]
+    return bool(above) and above[-1].startswith("    ")
+
+
+def copy_pages(app: Any, error: Exception | None) -> None:
+    """Put the pages of the experiments beside those of the site."""
+    if error is None and app.builder.name == "html":
+        to = Path(app.outdir) / "experiments"
+        shutil.rmtree(to, ignore_errors=True)
+        shutil.copytree(ROOT / "experiments", to, ignore=shutil.ignore_patterns("seed-*", "*.yaml", "published.csv"))
+
+
+def list_methods(app: Any) -> None:
+    """Write api/methods.md: one section per file of `sam_bench.optim` that has a method."""
+    from sam_bench import optim
+
+    classes = [each for each in vars(optim).values() if isinstance(each, type) and issubclass(each, optim.Descent)]
+    classes.sort(key=lambda each: (each is not optim.Descent, each.__name__.lower()))
+    parts = [f"## {each.__name__}\n\n```{{eval-rst}}\n.. automodule:: {each.__module__}\n```" for each in classes]
+    (ROOT / "docs" / "api" / "methods.md").write_text("\n\n".join(["# Methods", *parts]) + "\n")
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("builder-inited", list_methods)
+    app.connect("autodoc-process-docstring", formulas)
+    app.connect("build-finished", copy_pages)
