@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep what is freed on a CPU: the next step asks for the same sizes again.
 
     Otherwise glibc returns large blocks at once, and every step pays for hundreds of MB of fresh pages; see
-    benchmarks/README.md. Call it before the first large tensor.
+    docs/performance.md. Call it before the first large tensor.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for pages of 2 MB
     with suppress(OSError, AttributeError):  # another C library than glibc

@@ -70,6 +70,15 @@ def test_the_error_for_the_old_call_is_the_one_shown():
     assert str(raised.value) == message
 
 
+def test_the_site_builds_without_warnings(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", DOCS, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "experiments" / "index.html").exists()
+    api = (tmp_path / "api" / "methods.html").read_text()
+    assert all(f'id="{name}"' in api for name in ("sam", "rst", "ssamf"))
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 # what replaces the same words of a command
