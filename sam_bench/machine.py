@@ -106,4 +106,5 @@ def describe(device: torch.device) -> str:
     """The device as named in tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' * (threads != 1)}"

@@ -99,7 +99,7 @@ class Decision:
         what = "Spearman's rank correlation" if claim.rule == "decreases" else "difference in percentage points"
         found = f"{what} {shown_interval(interval, True)}"
         if not math.isinf(interval.low):
-            found += f" ({claim.level:.0%} interval)"
+            found += f" ({100 * claim.level:.0f} % interval)"
         margin = f", margin ±{claim.margin:g}" if claim.rule == "equivalent" else ""
         margin = f", margin -{claim.margin:g}" if claim.rule == "not worse" else margin
         p = "" if math.isnan(self.p) else f", p = {_p(self.p)}"
@@ -149,8 +149,13 @@ def without_runs(claims: Sequence[Claim], decisions: Sequence[Decision]) -> list
 
 
 def markdown(decisions: Sequence[Decision]) -> str:
-    """A list of the claims and what was found; nothing without claims."""
-    return "\n".join(f"- {escaped(f'{each.claim.claim} ({each.panel}). {each.sentence}')}" for each in decisions)
+    """The claims and what was found, one list per panel; nothing without claims."""
+    parts = []
+    for panel in dict.fromkeys(each.panel for each in decisions):
+        mine = [each for each in decisions if each.panel == panel]
+        lines = [f"- {escaped(each.claim.claim)}. {escaped(each.sentence)}" for each in mine]
+        parts.append("\n".join([f"**Claims: {escaped(panel)}**", "", *lines]))
+    return "\n\n".join(parts)
 
 
 def _decide(claim: Claim, table: Table) -> Decision | None:
