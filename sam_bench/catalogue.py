@@ -17,16 +17,26 @@ from sam_bench.settings import Target, for_dataset, leaves
 INTRODUCTION = """\
 # The methods
 
-A propagation is one forward-backward pass over the whole batch. A pass over a share of the batch counts as that share.
-A forward pass without backward counts as a third. *Memory* is what a method keeps in addition to the weights, the
+A *propagation* is one forward and backward pass over the whole batch. A pass over a share of the batch counts as that
+share. Forward passes without a backward pass are counted separately, as *forwards*. The *counted cost* is propagations
+plus a third of the forwards. *Memory* is what a method keeps in addition to the weights, the
 gradients and the state of the base optimizer, in copies of the weights. *Single samples*: the method needs per-sample
-losses, see [a plain loop](integrations/loop.md#methods-that-look-at-single-samples). *Under RST*: RST can schedule it,
+losses, see [a plain loop](integrations/loop.md#methods-that-need-per-sample-losses). *Under RST*: RST can schedule it,
 as `optimizer=rst optimizer/inner=NAME`.
 
-`make docs` writes this page from the classes and the files in `conf/optimizer/`. Defaults are those for CIFAR-10 and
-for every other data set but CIFAR-100, whose own are in parentheses. A value on the command line replaces both."""
+The defaults are those of the command line. They hold for CIFAR-10 and for every data set except CIFAR-100, whose values
+are in parentheses. A value on the command line replaces them. The Python constructors may have other defaults, see
+[the API](api/index.md). A setting `x_epochs` is the argument `x_steps` of the constructor, counted in steps. The base
+optimizer has settings of its own, `optimizer.base.lr` and the like, in `conf/optimizer/base/`.
+
+In the formulas, θ are the weights, L_B is the mean loss of the batch B, g = ∇L_B(θ), ε is the perturbation, ρ its
+radius, gₛ = ∇L_B(θ + ε), ⊙ the elementwise product, and t the step of T. The inner method is the one that RST, G-RST
+and late SAM wrap.
+
+`make docs` writes this page from the classes and the files in `conf/optimizer/`."""
 HEAD = "`optimizer=` | propagations per step | memory | single samples | under RST | paper"
 ARGUMENT = re.compile(r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", re.MULTILINE | re.DOTALL)
+OWN_PAPER = re.compile(r"\(([^()]*arXiv [\d.]+)\)")  # in the header of a variant
 SETTING = re.compile(r"(\w+): .*?  # (.*)")
 
 
@@ -66,7 +76,7 @@ def row(name: str) -> str:
         str(optimizer.memory_copies),
         "yes" if optimizer.samplewise else "",
         "" if optimizer.unschedulable or "base" in file else "yes",
-        linked(optimizer.paper),
+        linked(optimizer.paper if is_own(name) else "".join(OWN_PAPER.findall(header_of(name))[:1])),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -76,19 +86,28 @@ def linked(paper: str) -> str:
     return re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", paper)
 
 
+def header_of(name: str) -> str:
+    """The comment at the head of a method's file."""
+    lines = (CONF / "optimizer" / f"{name}.yaml").read_text().splitlines()
+    return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def is_own(name: str) -> bool:
+    """Whether a method has a class of its own, and is not a variant of another method."""
+    return type(with_defaults(name)).__name__.lower() == name.replace("_", "")
+
+
 def section(name: str) -> str:
-    """What the file of a method says of it: its header, and a table of its settings."""
-    optimizer, text = with_defaults(name), (CONF / "optimizer" / f"{name}.yaml").read_text()
-    header = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    """What the files of a method say of it: its name, header, formula and state, and a table of its settings."""
+    optimizer = with_defaults(name)
     lead = (sys.modules[type(optimizer).__module__].__doc__ or "").partition("\n")[0]
-    is_own = type(optimizer).__name__.lower() == name.replace("_", "")  # not a variant of another method
-    parts = [f"## `{name}`", *([lead] if is_own else []), linked(" ".join(line.removeprefix("# ") for line in header))]
+    parts = [f"## `{name}`", *([lead] if is_own(name) else []), linked(header_of(name))]
     if formula := formula_of(type(optimizer)):
         parts.append(f"```text\n{formula}\n```")
     if optimizer.state_contents:
         parts.append(f"A checkpoint also holds {optimizer.state_contents}.")
     if optimizer.waits:
-        parts.append(f"A step waits for the device: {optimizer.waits}.")
+        parts.append(f"It synchronizes with the GPU {optimizer.waits}.")
     if settings := settings_of(name):
         rows = [f"| `{key}` | {default} | {meaning} |" for key, default, meaning in settings]
         parts.append("\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows]))

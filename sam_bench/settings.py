@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -248,8 +249,12 @@ class Settings(Strict):
             raise SettingError(f"runs={runs}: {existing} is a file; give a folder for the run folders")
 
     def each_seed(self) -> list["Settings"]:
-        """These settings for each of `trainer.seeds` seeds from `seed` on."""
-        return [self.model_copy(update={"seed": self.seed + i}) for i in range(self.trainer.seeds)]
+        """These settings for each of `trainer.seeds` seeds from `seed` on, with the command that trains it alone."""
+        words = [each for each in shlex.split(self.command) if not each.startswith(("seed=", "trainer.seeds="))]
+        return [
+            self.model_copy(update={"seed": seed, "command": shlex.join([*words, f"seed={seed}"])})
+            for seed in range(self.seed, self.seed + self.trainer.seeds)
+        ]
 
     def dump(self) -> dict[str, Any]:
         """What was set, as plain values, for config.yaml; `model_validate` reads it."""

@@ -77,7 +77,11 @@ def test_the_rules_of_the_claims_are_older_than_the_runs(folder, commit):
 
 
 def test_every_local_link_leads_somewhere():
-    for text in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *REPOSITORY.glob("experiments/*/*.md")]:
+    for text in [
+        REPOSITORY / "README.md",
+        *(REPOSITORY / "docs").rglob("*.md"),
+        *REPOSITORY.glob("experiments/*/*.md"),
+    ]:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text.read_text()):
             assert target.startswith("https://") or (text.parent / target).exists(), f"{text}: {target}"
 

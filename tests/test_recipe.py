@@ -38,4 +38,4 @@ def test_it_trains(arguments, label, command):
 def test_it_is_in_the_battery_and_the_catalogue():
     assert "signsam" in NAMES
     page = (REPOSITORY / "docs" / "methods.md").read_text()
-    assert "| `signsam` | nobody yet | 1 + ascent_share | 1 |" in page
+    assert "| [`signsam`](#signsam) | 1 + ascent_share | 1 |" in page

@@ -184,7 +184,7 @@ def test_it_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
-    assert "| cifar10-small_resnet-rst-constant-" in done.stdout
+    assert "| cifar10-wrn10_2_stride2-rst-constant-" in done.stdout
 
 
 def test_the_words_of_a_users_own_folder(tmp_path, command):

@@ -55,7 +55,7 @@ class PolicySAM(SAM):
 
     cost = "1 to 2, about 1.5"
     unschedulable = "it chooses its sharpness-aware steps itself, by ‖g‖"
-    waits = "the norm decides on the second pass"
+    waits = "in every step, since the norm of the gradient decides whether there is a second pass"
     capturable = False
     policy: Policy
 

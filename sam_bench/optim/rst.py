@@ -1,4 +1,4 @@
-"""RST: randomized sharpness-aware training (in its first version SS-SAM).
+"""RST: randomized sharpness-aware training (called SS-SAM in the first version of the paper).
 
 Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep Learning,
 arXiv 2203.09962.

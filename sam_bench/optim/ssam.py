@@ -49,7 +49,7 @@ class SSAM(SAM):
     state_copies = 1
     state_contents = "the mask"
     state_names = ("period",)
-    waits = "a new mask"
+    waits = "when a new mask is computed"
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class VSAM(SAM):
     state_copies = 1
     state_contents = "the last PSF, the window"
     unschedulable = "it chooses its sharpness-aware steps itself, by the quota of its window"
-    waits = "the end of a window"
+    waits = "at the end of each window"
     keeps_g = True
 
     def __init__(
