@@ -1,10 +1,13 @@
 """The site: `make docs` builds it into docs/_build/html. Warnings are errors."""
 
+import inspect
 import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from sphinx.util.inspect import stringify_signature
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,6 +31,8 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
+add_module_names = False
+default_role = "code"
 napoleon_google_docstring = True
 napoleon_use_rtype = False
 
@@ -61,17 +66,35 @@ def copy_pages(app: Any, error: Exception | None) -> None:
 
 
 def list_methods(app: Any) -> None:
-    """Write api/methods.md: one section per file of `sam_bench.optim` that has a method."""
+    """Write api/methods.md: the methods of `sam_bench.optim`, and at the end the class that they share."""
     from sam_bench import optim
 
     classes = [each for each in vars(optim).values() if isinstance(each, type) and issubclass(each, optim.Descent)]
-    classes.sort(key=lambda each: (each is not optim.Descent, each.__name__.lower()))
-    parts = [f"## {each.__name__}\n\n```{{eval-rst}}\n.. automodule:: {each.__module__}\n```" for each in classes]
-    (ROOT / "docs" / "api" / "methods.md").write_text("\n\n".join(["# Methods", *parts]) + "\n")
+    classes.sort(key=lambda each: (each is optim.Descent, each.__name__.lower()))
+    parts = ["# Methods"]
+    for each in classes:
+        members = "members" if each is optim.Descent else "no-members"
+        lines = [f".. automodule:: {each.__module__}", "   :no-members:", ""]
+        lines += [f".. autoclass:: sam_bench.optim.{each.__name__}", f"   :{members}:"]
+        parts.append("\n".join([f"## {each.__name__}", "", "```{eval-rst}", *lines, "```"]))
+    (ROOT / "docs" / "api" / "methods.md").write_text("\n\n".join(parts) + "\n")
+
+
+def constructor(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Show the signature of `__init__`, not that of `__new__`, which only refuses calls of other packages."""
+    from sam_bench.optim import Descent
+
+    if what != "class" or not issubclass(obj, Descent):
+        return None
+    found = stringify_signature(inspect.signature(obj.__init__), unqualified_typehints=True)
+    return found, ""
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", list_methods)
     app.connect("autodoc-process-docstring", formulas)
+    app.connect("autodoc-process-signature", constructor)
     app.connect("build-finished", copy_pages)
