@@ -60,9 +60,14 @@ def _is_indented(lines: list[str], i: int) -> bool:
 def copy_pages(app: Any, error: Exception | None) -> None:
     """Put the pages of the experiments beside those of the site."""
     if error is None and app.builder.name == "html":
-        to = Path(app.outdir) / "experiments"
-        shutil.rmtree(to, ignore_errors=True)
-        shutil.copytree(ROOT / "experiments", to, ignore=shutil.ignore_patterns("seed-*", "*.yaml", "published.csv"))
+        pages = ROOT / "experiments"
+        for file in [*pages.glob("index.html"), *pages.glob("*/index.html"), *pages.glob("*/table.*")]:
+            copy = Path(app.outdir, "experiments", file.relative_to(pages))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+        for figures in pages.glob("*/figures"):
+            to = Path(app.outdir, "experiments", figures.relative_to(pages))
+            shutil.copytree(figures, to, dirs_exist_ok=True)
 
 
 def list_methods(app: Any) -> None:
@@ -88,8 +93,9 @@ def constructor(
 
     if what != "class" or not issubclass(obj, Descent):
         return None
-    found = stringify_signature(inspect.signature(obj.__init__), unqualified_typehints=True)
-    return found, ""
+    found = inspect.signature(obj.__init__)
+    found = found.replace(parameters=list(found.parameters.values())[1:], return_annotation=inspect.Signature.empty)
+    return stringify_signature(found, unqualified_typehints=True), ""
 
 
 def setup(app: Any) -> None:
