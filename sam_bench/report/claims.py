@@ -17,7 +17,8 @@ Rules, for the difference d of the mean accuracies of `rows` and `than`, in perc
   fails if it lies above 0. The points are the means of all matching rows.
 
 Everything else is undecided. A claim whose rows have fewer than `seeds` seeds is not decided yet. The intervals of d
-are t intervals with the deviation that is pooled over the whole table.
+are t intervals with the standard deviation pooled over the rows of the claim, so that a method that is unstable does
+not blur the claims about others.
 """
 
 import math
@@ -165,7 +166,7 @@ def _decide(claim: Claim, table: Table) -> Decision | None:
     if any(row is None for side in sides for row in side):
         return None
     of, than = ([table.panel.accuracies[row] for row in side if row is not None] for side in sides)
-    difference = contrast([list(cell.values()) for cell in of], [list(cell.values()) for cell in than], table.spread)
+    difference = contrast([list(cell.values()) for cell in of], [list(cell.values()) for cell in than])
     sizes = sorted({len(cell) for cell in [*of, *than]})
     n = f"n = {sizes[0]} each" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
     interval, margin = difference.interval(claim.level), claim.margin

@@ -178,8 +178,9 @@ class Difference:
         return float(stats.t.cdf((self.estimate - value) / self.error, self.freedom)) if self.freedom else math.nan
 
 
-def contrast(of: Sequence[Sequence[float]], than: Sequence[Sequence[float]], spread: Pooled) -> Difference:
-    """The mean over the cell means of `of` minus that of `than`."""
+def contrast(of: Sequence[Sequence[float]], than: Sequence[Sequence[float]]) -> Difference:
+    """The mean over the cell means of `of` minus that of `than`, with the deviation pooled over these cells."""
+    spread = pooled([*of, *than])
     variances = [sum(1 / len(cell) for cell in side) / len(side) ** 2 for side in (of, than)]
     means = [float(np.mean([np.mean(cell) for cell in side])) for side in (of, than)]
     return Difference(means[0] - means[1], spread.deviation * math.sqrt(sum(variances)), spread.freedom)
