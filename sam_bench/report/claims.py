@@ -178,8 +178,6 @@ def _decide(claim: Claim, table: Table) -> Decision | None:
         p = max(difference.p_above(-margin), difference.p_below(margin))
     else:
         holds, fails, p = interval.low > -margin, interval.high < -margin, difference.p_above(-margin)
-    if math.isinf(interval.low):
-        holds = fails = False
     return _decision(claim, table, holds, fails, interval, n, p, sizes[0])
 
 
