@@ -1,6 +1,6 @@
 # make demo: set up and train RST. make test: set up, lint, type-check and test. make bench: the speed tables.
-# make docs: the site. make pages: the pages of the measured results. make tables: every experiment in
-# seconds, and its page. All need Python 3.11 or newer.
+# make docs: the site. make pages: the pages of the measured results. make tables: every experiment with the
+# smoke protocol, and its page. All need Python 3.11 or newer.
 PYTHON ?= python3
 DEVICE ?= cpu
 BIN := .venv/bin
@@ -13,7 +13,8 @@ EXPERIMENTS ?= rst_schedules rst_main ssam_sparsity vsam_main imagenet frontier 
 demo: $(READY)
 	$(BIN)/python -m sam_bench optimizer=rst schedule=linear
 
-# the whole suite in a copy to which the recipe of docs/extending.md has added a method (on the tree itself: pytest -n auto);
+# all tests, in a copy of the tree to which the example method of docs/extending.md is added;
+# to test the tree itself: .venv/bin/python -m pytest -n auto
 # one process per core with one thread each, since threads of several processes would wait for each other
 test: lint
 	OMP_NUM_THREADS=1 SAM_BENCH_TEST_DEVICE=$(DEVICE) $(BIN)/python -m tests.recipe -n auto --dist worksteal
@@ -23,7 +24,7 @@ docs: $(READY)
 	$(BIN)/python -m sam_bench.catalogue > docs/methods.md
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
-# from the committed results, byte for byte
+# rebuilds the pages of the committed results; the output is byte for byte the same
 pages: $(READY)
 	$(BIN)/python -m sam_bench.report experiments
 
@@ -85,7 +86,10 @@ $(READY): requirements.lock
 	$(PYTHON) -m venv .venv
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement .venv/uv.lock
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirement requirements.lock
+	@echo "installing the packages of requirements.lock into .venv (5.8 GB)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
+	# this folder on the path of .venv, so that sam_bench can be imported from everywhere
+	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sam_bench.pth").write_text("$(CURDIR)\n")'
 	touch $@
 
 # every version and hash, for all platforms, from the lower bounds in pyproject.toml

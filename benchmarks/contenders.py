@@ -1,4 +1,4 @@
-"""What is timed: our step, as `sam_bench.train` makes it, and others' beside it."""
+"""The training steps that are timed: ours, as in `sam_bench.train`, and those of others for comparison."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ class Contender(Protocol):
     untimed: int  # steps before each timing: threads wake up, caches fill, and a loader's waiting batches are used up
 
     def go(self, steps: int) -> float:
-        """Make so many steps; return what they count, when the device is done: propagations, a forward as a third."""
+        """Run the steps and wait for the device. Returns their counted cost: propagations + forwards / 3."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""From the plain loop to ours, one change a rung, and what each is worth: SGD's images per second."""
+"""Images per second of SGD, from a plain loop to ours, with one change per row."""
 
 import statistics
 from typing import Any
@@ -25,7 +25,7 @@ def main() -> None:
     parser = measure.options("ladder", __doc__, rounds=8, steps=8)
     parser.add_argument("--model", default="small_resnet")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the rungs before the last")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of every row except bf16")
     args = parser.parse_intermixed_args()
 
     device = machine.pick_device(args.device)

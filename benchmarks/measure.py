@@ -28,7 +28,7 @@ def options(table: str, doc: str | None, rounds: int, steps: int) -> argparse.Ar
     """The options of every table that is timed side by side."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{table}", description=doc)
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--steps", type=int, default=steps, help="a round")
+    parser.add_argument("--steps", type=int, default=steps, help="steps per round")
     parser.add_argument("--out", type=Path, default=Path(f"{table}.csv"))
     parser.add_argument("overrides", nargs="*", help="settings as for python -m sam_bench: model=resnet18 ...")
     return parser

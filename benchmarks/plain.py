@@ -1,7 +1,7 @@
-"""The loop that everyone writes: DataLoader, torchvision's transforms on PIL images, eager PyTorch, SGD.
+"""A typical training loop: DataLoader, torchvision's transforms on PIL images, eager PyTorch, SGD.
 
-Each option turns on one thing that sam_bench does, so that a ladder shows what each is worth. Reads numbers of steps
-from standard input, makes them, and answers a line for each: the propagations spent.
+Each option turns on one optimization of sam_bench; `benchmarks.ladder` measures them one after the other. For each
+number of steps read from standard input, it runs that many steps and prints the number of propagations.
 """
 
 import argparse

@@ -75,7 +75,7 @@ def markdown(path: Path) -> str:
 def main() -> None:
     """Draw, and print the tables as Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description=__doc__)
-    parser.add_argument("folder", type=Path, help="with step-*.csv and scaling.csv")
+    parser.add_argument("folder", type=Path, help="folder with step-*.csv and scaling.csv")
     folder = parser.parse_args().folder
     if paths := sorted(folder.glob("step-*.csv")):
         steps(paths, folder / "step.png")

@@ -1,4 +1,4 @@
-"""Start-up: seconds to an answer, to the first step, and what twenty short runs cost beside their own training."""
+"""Startup time: seconds to an answer and to the first training step, and the overhead of twenty short runs."""
 
 import argparse
 import json

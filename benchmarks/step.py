@@ -1,4 +1,4 @@
-"""The step of every registered optimizer, beside SGD's, the plain loop's and another package's SAM in our loop."""
+"""Step time of every optimizer, compared with SGD, a plain loop, and the SAM of pytorch_optimizer in our loop."""
 
 import statistics
 from typing import Any
@@ -26,7 +26,7 @@ def main() -> None:
     """Measure and write."""
     parser = measure.options("step", __doc__, rounds=10, steps=8)
     parser.add_argument("--optimizers", nargs="+", default=METHODS, choices=METHODS, metavar="NAME")
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="of the plain loop, one each")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="of the plain loop, a row for each")
     args = parser.parse_intermixed_args()
 
     names = ["sgd", *(name for name in args.optimizers if name != "sgd")]

@@ -30,8 +30,8 @@ are in parentheses. A value on the command line replaces them. The Python constr
 optimizer has settings of its own, `optimizer.base.lr` and the like, in `conf/optimizer/base/`.
 
 In the formulas, θ are the weights, L_B is the mean loss of the batch B, g = ∇L_B(θ), ε is the perturbation, ρ its
-radius, gₛ = ∇L_B(θ + ε), ⊙ the elementwise product, and t the step of T. The inner method is the one that RST, G-RST
-and late SAM wrap.
+radius, gₛ = ∇L_B(θ + ε), ⊙ is the elementwise product, and t is the current one of T steps. The inner method is the
+one that RST, G-RST and late SAM wrap.
 
 `make docs` writes this page from the classes and the files in `conf/optimizer/`."""
 HEAD = "`optimizer=` | propagations per step | memory | single samples | under RST | paper"

@@ -1,4 +1,4 @@
-"""`last.pt`: everything that a killed run needs to continue to the same bits."""
+"""`last.pt`: everything that an interrupted run needs to resume with bit-identical results."""
 
 import hashlib
 import io

@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sam_bench.choose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=f"of the trials ({FOLDER})")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=f"folder of trials (default: {FOLDER})")
     folder = parser.parse_args(arguments).folder
     try:
         found, failed = _single(folder), _failed(folder)
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
         chosen = {f"{p.cells[0].first['dataset']}-{p.cells[0].first['model']}": choose(p, failed) for p in found}
         for name, content in chosen.items():
             if not re.fullmatch(r"\w[\w.-]{0,99}", name):
-                raise SettingError(f"{folder}: {name[:100]!r} cannot be the name of a file; rename data set or model")
+                raise SettingError(f"{folder}: {name[:100]!r} cannot be a file name; rename the data set or model")
             path = folder / f"{name}.yaml"
             head = "# Written by python -m sam_bench.choose; all trials are below the choice\n"
             files.replace(path, head + yaml.safe_dump(content, sort_keys=False, width=110))

@@ -1,4 +1,4 @@
-"""Where the configuration lies, and how it is composed. Imports no torch."""
+"""Where the configuration files are, and how they are composed. Imports no torch."""
 
 import argparse
 import shlex
@@ -39,9 +39,9 @@ def own_settings(settings: dict[str, Any], files: dict[str, dict[str, Any]] | No
 def leave_out_where_absent(
     config: DictConfig, choices: Mapping[str, Any], overrides: list[str], folders: list[Path]
 ) -> list[str]:
-    """In a sweep `++optimizer.rho=0.1` means: where there is such a setting. Remove it from the others' configuration.
+    """In a sweep, `++optimizer.rho=0.1` applies only to runs that have this setting. Remove it from the others.
 
-    It is removed only if another file of its group has it, so a misspelled one stays and is refused.
+    It is removed only if another file of its group has it. A misspelled setting stays and is refused.
 
     Args:
         config: of one run of a sweep, from which it is removed.

@@ -1,7 +1,7 @@
 """How sharp a minimum is: the measures of `sharpness=cheap|full` and of `python -m sam_bench.sharpness`.
 
 All measures are of the mean cross-entropy L over a fixed part of the training images, the same ones for every run of a
-data set, without augmentation, label smoothing or weight decay; BatchNorm and dropout as in testing; float32.
+data set, without augmentation, label smoothing or weight decay; BatchNorm and dropout in evaluation mode; float32.
 
     lambda_max          the largest eigenvalue of ∇²L; `eigenvalues` has the largest ones
     trace               of ∇²L, Hutchinson's estimate; `trace_error` is its standard error

@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
             print(made.save().url)
         except Exception as error:  # whatever W&B raises without a login or a network
             raise SettingError(
-                f"{given.project}: cannot be saved ({reason(error)}); wandb login, or print it with --json"
+                f"{given.project}: cannot be saved ({reason(error)}); run wandb login, or print it with --json"
             ) from error
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The machine: choosing a device, making it repeatable, and asking it for time and memory."""
+"""The device: selection, determinism, synchronization and peak memory."""
 
 import ctypes
 import inspect
@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def set_determinism(on: bool) -> None:
-    """Make a resume exact on a GPU, at some cost in speed. A CPU is exact either way."""
+    """Turn deterministic algorithms on or off. Exact resume on a GPU needs them; on a CPU it is exact either way."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     if "torch._inductor" in sys.modules:
         torch.use_deterministic_algorithms(on)

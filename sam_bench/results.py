@@ -168,7 +168,7 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def counted_cost(result: dict[str, Any]) -> float:
-    """Per step, SGD's is 1: propagations, and a forward pass alone as a third."""
+    """Counted cost per step: propagations plus a third of the forwards. SGD's is 1."""
     return result["propagations_per_step"] + result["forwards_per_step"] / 3
 
 

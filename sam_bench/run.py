@@ -1,4 +1,4 @@
-"""One seed of one setting: what it trains, how far it is, and what it writes into its run folder."""
+"""One seed of one setting: its model, data and optimizer, its progress, and the files of its run folder."""
 
 import math
 import shutil
@@ -36,7 +36,7 @@ class Run:
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device, trainer = settings, device, settings.trainer
-        results.git_commit()  # cached now: at the end of a long training the files may be others
+        results.git_commit()  # cached now: the files may have changed by the end of a long training
         self.dataset = create_dataset(settings.dataset, trainer.batch_size, device, settings.seed)
         self.steps_per_epoch = self.dataset.steps_per_epoch
         self.steps = trainer.epochs * self.steps_per_epoch

@@ -112,7 +112,7 @@ def is_locked(path: Path) -> bool:
 def estimate(state: State, done: list[State]) -> tuple[float, float] | None:
     """Seconds of training and testing, and propagations, that the rest of a run takes; None if nothing is like it.
 
-    From the finished seeds of its cell. If there are none, from the runs on the same data and net, with the counted
+    From the finished seeds of its cell. If there are none, from the runs on the same data and model, with the counted
     cost of the runs of the same method.
     """
     mine = state.settings
@@ -198,7 +198,7 @@ def remaining(all_states: list[State]) -> str:
     unknown = len(todo) - len(known)
     return (
         f"remaining: {duration(seconds)} and {propagations:,.0f} propagations in one process, estimated from the "
-        f"{len(done)} finished runs" + (f"; no finished run resembles the other {unknown}" if unknown else "")
+        f"{len(done)} finished runs" + (f"; the other {unknown} resemble no finished run" if unknown else "")
     )
 
 

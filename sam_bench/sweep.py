@@ -1,6 +1,6 @@
 """What a sweep trains, as lists of overrides. Used by Hydra's sweeper and by `sam_bench.status`. Imports no torch.
 
-An experiment lists `rows`, the methods that it compares. A protocol lists the `scale`: nets, data, epochs, seeds.
+An experiment lists `rows`, the methods that it compares. A protocol lists the `scale`: models, data, epochs, seeds.
 A sweep trains every row at every scale. Both are products or lists of products, such as
 
     rows:
@@ -105,7 +105,7 @@ def _lines(override: Override) -> Iterable[str]:
     if not override.is_sweep_override():
         return [override.input_line or ""]
     if not override.is_discrete_sweep():
-        raise SettingError(f"{override.input_line}: should be a list of values, as A,B, range(1,4) or glob(*)")
+        raise SettingError(f"{override.input_line}: should be a list of values, such as A,B, range(1,4) or glob(*)")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: the same numbers as `metrics.csv`, never their source, and never a reason to stop a run."""
+"""Weights & Biases: logs the rows of `metrics.csv`. An error in W&B does not stop the run."""
 
 import sys
 from collections.abc import Callable

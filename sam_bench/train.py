@@ -1,4 +1,4 @@
-"""Training, top to bottom."""
+"""The training loop: one setting, with one or more seeds side by side."""
 
 import copy
 import math
@@ -123,7 +123,7 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
     probe, best, compile_seconds = copy.deepcopy(run.closure), math.inf, 0.0
     optimizer: Any = probe.optimizer
     if isinstance(optimizer, RST):
-        optimizer = optimizer.inner  # its step is to be timed, whatever the coin
+        optimizer = optimizer.inner  # time the inner step, whatever RST would draw
     # in the memory format of the data set's own, which a compilation depends on
     shape = (trainer.batch_size, dataset.image_size, dataset.image_size, dataset.channels)
 
@@ -177,9 +177,9 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
         raise SettingError(f"{names}: {reason(error)}") from error
     how = f", compiled in {compile_seconds:.0f} s" if compiled else ""
     print(
-        f"{run.steps} steps of {trainer.batch_size} images, {expected:.4f} propagations per step expected: "
+        f"{run.steps} steps of {trainer.batch_size} images, {expected:.4f} expected propagations per step: "
         f"about {best * run.steps * cost * seeds:.0f} s of training and {testing * seeds:.0f} s of testing "
-        f"in all on {device}{how}"
+        f"in total on {device}{how}"
     )
     return compiled, compile_seconds
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from sam_bench.errors import SettingError, did_you_mean, reason
 from sam_bench.settings import what_is_wrong
 
-AUTO = "auto"  # +tuned=auto: that of this data set and net
+AUTO = "auto"  # +tuned=auto: that of this data set and model
 HERE = Path(__file__).resolve().parent
 FOLDER = Path("experiments", "tuning")  # here, or where the package has its experiments
 
@@ -51,7 +51,7 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
             for setting, value in found.items():
                 with open_dict(config):
                     OmegaConf.update(config, setting, value)
-            return [f"tuned={name}: {skipped}; that of {candidate} is applied"] if skipped else []
+            return [f"tuned={name}: {skipped}; the best trial of {candidate} is applied"] if skipped else []
         skipped = skipped or f"no trial of {candidate} has the settings of this run"
     with open_dict(config):
         del config["tuned"]

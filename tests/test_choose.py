@@ -73,7 +73,7 @@ def test_a_method_without_a_fitting_trial_has_that_of_its_inner_method(tuned, ca
     assert other.tuned == str(path)
     status, out, err = tuned(*TINY, "trainer.epochs=1", "optimizer=grst", "optimizer.gamma=4", f"+tuned={path}")
     assert status == 0, err
-    assert f"tuned={path}: no trial of grst has the settings of this run; that of sam is applied" in out
+    assert f"tuned={path}: no trial of grst has the settings of this run; the best trial of sam is applied" in out
 
 
 def test_auto_is_the_tuning_of_the_data_set_and_the_net(tuned, capfd, monkeypatch):

@@ -52,7 +52,7 @@ def test_the_main_job_as_a_new_user_runs_it(tmp_path):
     assert abs(result["propagations_per_step"] - result["expected_propagations_per_step"]) < 4 * deviation
     assert result["expected_propagations_per_step"] == pytest.approx(1.5, abs=1 / steps)
     assert result["propagations_per_step"] == 1 + result["sharpness_aware_steps"] / steps
-    assert f"{result['expected_propagations_per_step']:.4f} propagations per step expected" in out
+    assert f"{result['expected_propagations_per_step']:.4f} expected propagations per step" in out
     assert " s of training and " in out
 
     rows = list(csv.DictReader((folder / "metrics.csv").open()))

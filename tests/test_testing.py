@@ -144,8 +144,11 @@ def test_another_packages_sam():
     assert "learns" not in report.failed
     page = (REPOSITORY / "docs" / "contract.md").read_text()
     for result in report.results:
-        assert f"{result.outcome:<7}  {result.check.name} " in page.split("## pytorch_optimizer")[1], result
-    assert str(check_optimizer(lambda model: SAM(base(model), model=model))) in page.split("## pytorch_optimizer")[0]
+        assert f"{result.outcome:<7}  {result.check.name} " in page.split("## Result for pytorch_optimizer")[1], result
+    assert (
+        str(check_optimizer(lambda model: SAM(base(model), model=model)))
+        in page.split("## Result for pytorch_optimizer")[0]
+    )
 
 
 def test_what_is_no_optimizer_fails_every_check_in_one_line_each():

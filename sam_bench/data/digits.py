@@ -1,4 +1,4 @@
-"""The handwritten digits inside scikit-learn: 1,797 images of 8 x 8 pixels in 17 gray levels, real and always there.
+"""The handwritten digits inside scikit-learn: 1,797 images of 8 x 8 pixels in 17 gray levels, no download needed.
 
 Alpaydin & Kaynak: Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
 
@@ -49,5 +49,5 @@ def write_images(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("error: give one folder")
+        sys.exit("error: give one folder: python -m sam_bench.data.digits FOLDER")
     write_images(Path(sys.argv[1]))

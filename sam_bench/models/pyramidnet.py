@@ -34,7 +34,7 @@ class PyramidNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ValueError(f"Invalid depth: {depth} (6n + 2)")
+            raise ValueError(f"depth={depth}: should be 6n + 2, such as 20 or 110")
         total = 3 * blocks
         widths = [16 + round(alpha * i / total) for i in range(total + 1)]
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)

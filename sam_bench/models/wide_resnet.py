@@ -36,7 +36,7 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
-            raise ValueError(f"Invalid depth: {depth} (6n + 4)")
+            raise ValueError(f"depth={depth}: should be 6n + 4, such as 10, 16 or 28")
         widths = [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False)
         stages = []

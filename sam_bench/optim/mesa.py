@@ -6,8 +6,8 @@ Du, Zhou, Feng, Tan, Zhou: Sharpness-Aware Training for Free, arXiv 2205.14083.
     θ̄ ← δθ̄ + (1 - δ)θ        after each step, BatchNorm statistics too; no term before epoch E_start
 
 The averaged model is evaluated in evaluation mode.
-Deviations: those of `saf`. Before the term starts, the averaged model is not evaluated. δ is a time constant in steps
-(0.9998: 5,000), whatever the length of the training.
+Deviations: those of `saf`. Before the term starts, the averaged model is not evaluated. δ applies to each
+step whatever the length of the training: the time constant of the average is 1/(1 - δ) steps (5,000 for δ = 0.9998).
 """
 
 import copy

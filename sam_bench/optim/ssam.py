@@ -3,7 +3,7 @@
 Mi et al.: Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation Approach, arXiv 2210.05177;
 Mi et al.: Systematic Investigation of Sparse Perturbed Sharpness-Aware Minimization Optimizer, arXiv 2306.17504.
 
-    ε = m ⊙ ρ g/‖g‖₂        m in {0, 1}; the norm is that of the whole g, so ‖ε‖ < ρ
+    ε = m ⊙ ρ g/‖g‖₂        m in {0, 1}; the norm is that of the whole g, so ‖ε‖ ≤ ρ
     θ ← base step from θ along ∇L_B(θ + ε)
 
 Forms: `explicit`: g is dense, then masked. `implicit`: the first backward is itself sparse, see `sparse_backward`.

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
         prog="python -m sam_bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "folders", nargs="*", type=Path, default=[Path("runs")], help="of runs, or of experiments (runs)"
+        "folders", nargs="*", type=Path, default=[Path("runs")], help="folders of runs or experiments (default: runs)"
     )
     parser.add_argument("--table", action="store_true", help="only print the tables in Markdown, write nothing")
     given = parser.parse_args(arguments)
@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> None:
             return
         from sam_bench.report.page import build, index  # matplotlib takes a second
 
+        print("drawing figures, about ten seconds per table", flush=True)
         for folder in folders:
             inside, pages = experiments_in(folder), []
             for each in inside or [folder]:

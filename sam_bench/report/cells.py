@@ -1,4 +1,4 @@
-"""Finished runs as cells (all seeds of one setting) and panels (cells of one data set, net and length of training)."""
+"""Finished runs as cells (all seeds of one setting) and panels (cells of one data set, model and number of epochs)."""
 
 import csv
 import statistics

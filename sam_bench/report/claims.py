@@ -82,7 +82,7 @@ class Decision:
         verdict: holds, fails, undecided, or incomplete while seeds are missing.
         interval: of the difference in percentage points, or of the rank correlation.
         n: seeds of each row, or rows.
-        p: of the test that the rule is; `corrected` is Holm's for all claims of a page.
+        p: p-value of the rule's test; `corrected`: with Holm's correction for all claims of a page.
     """
 
     claim: Claim

@@ -99,7 +99,7 @@ def references(axes: Axes, table: Table) -> None:
 
 
 WITH_INTERVALS = " with 95 % t intervals, standard deviation pooled over all rows"
-LINES_ACROSS = " Lines across: the base optimizer (dashed) and SAM (dotted)."
+LINES_ACROSS = " Horizontal lines: the base optimizer (dashed) and SAM (dotted)."
 
 
 def has_intervals(table: Table) -> bool:
@@ -163,8 +163,8 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
                 table,
                 f"{y_name} against {x_name}",
                 options,
-                f"Dots are seeds, markers means{WITH_INTERVALS if scale == 100 and has_intervals(table) else ''}. The "
-                "step line is the frontier of the means: nothing cheaper is better."
+                f"Dots are seeds, markers are means{WITH_INTERVALS if scale == 100 and has_intervals(table) else ''}. "
+                "The step line is the Pareto frontier of the means: no cheaper row is better."
                 + (LINES_ACROSS if scale == 100 else ""),
             )
 
@@ -259,21 +259,21 @@ def claims(table: Table, decisions: Sequence[Decision]) -> Iterator[Figure]:
     axes.axvline(0, color=INK, lw=0.9)
     axes.set_xlabel("difference, percentage points")
     caption = (
-        "Differences with the interval that decides: 95 %, or 90 % for claims with a margin, which is shaded. Circles "
-        "hold, crosses do not, diamonds are undecided, dots lack seeds."
+        "Differences with the interval that decides: 95 %, or 90 % for claims with a margin, which is shaded. Circle: "
+        "holds. Cross: does not hold. Diamond: undecided. Dot: not all seeds have been trained."
     )
     yield canvas.finished("claims", table, "The claims", {}, caption)
 
 
 def seeds(table: Table) -> Iterator[Figure]:
-    """Every seed of every cell, with intervals and published figures."""
+    """Every seed of every cell, with intervals and published accuracies."""
     intervals = {i: row.accuracy for i, row in enumerate(table.rows)}
     dots = {i: list(row.cell.by_seed(table.panel.metric, 100).values()) for i, row in enumerate(table.rows)}
     canvas = _forest(table, intervals, dots, False)
     canvas.axes[0].set_xlabel(table.panel.accuracy_name)
     has_published = any(row.published for row in table.rows)
-    extra = " Open diamonds are published figures, whose sources and settings are listed below." * has_published
-    caption = f"Dots are seeds, markers means{WITH_INTERVALS if has_intervals(table) else ''}.{extra}"
+    extra = " Open diamonds are published accuracies; their sources and settings are listed below." * has_published
+    caption = f"Dots are seeds, markers are means{WITH_INTERVALS if has_intervals(table) else ''}.{extra}"
     yield canvas.finished("seeds", table, f"{table.panel.accuracy_name} by method", {}, caption)
 
 
@@ -291,11 +291,11 @@ def gains(table: Table) -> Iterator[Figure]:
         label = f"gain over {reference.label}, percentage points"
         canvas.axes[0].set_xlabel(escaped(label))
         together = (
-            "with Dunnett's intervals, which hold together with 95 % for the whole table; an interval that includes "
-            "0 is not distinguishable"
+            "with Dunnett's intervals, which hold simultaneously with 95 % confidence for the whole table; a "
+            "difference whose interval includes 0 is not distinguishable"
         )
         means = f"Markers are differences of means{f' {together}' if has_intervals(table) else ''}."
-        caption = f"{means} Dots are differences of equal seeds."
+        caption = f"{means} Dots are differences between runs with the same seed."
         yield canvas.finished("gain", table, label, {"over": f"{reference.label} ({name})"}, caption)
 
 
@@ -386,8 +386,8 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
             table,
             f"{table.panel.accuracy_name} against {setting}",
             {"setting": setting},
-            f"Means over the seeds{WITH_INTERVALS if has_intervals(table) else ''}; lines join cells that differ in "
-            f"this setting alone.{LINES_ACROSS}",
+            f"Means over the seeds{WITH_INTERVALS if has_intervals(table) else ''}; lines join rows that differ only "
+            f"in this setting.{LINES_ACROSS}",
         )
 
 
@@ -407,7 +407,7 @@ def without(label: str, setting: str, value: Any) -> str:
 
 
 def schedules(table: Table) -> Iterator[Figure]:
-    """p(t), the coin's draws of the first seed and the running count of each cell with a schedule."""
+    """p(t), the random draws of the first seed and the propagations so far, of each cell with a schedule."""
     needed = {"epoch", "steps", "sharpness_aware_steps", "propagations"}
     for i, row in enumerate(table.rows):
         run, metrics = row.cell.first, [line for line in row.cell.metrics[0] if needed <= line.keys()]
@@ -428,7 +428,7 @@ def schedules(table: Table) -> Iterator[Figure]:
             dot = left.plot([(line["steps"] + t) / 2], [share], "o", ms=3.5, color=COLORS[0])
             canvas.of_cell(dot[0], i, f"epoch {line['epoch']:.0f}: {share:.0%} of the steps sharpness-aware")
             before, t = line["sharpness_aware_steps"], line["steps"]
-        left.set(xlabel="step", ylabel="p(t); share of draws in an epoch", ylim=(-0.04, 1.16))
+        left.set(xlabel="step", ylabel="p(t); share of sharpness-aware steps", ylim=(-0.04, 1.16))
         t_all = [0.0, *(line["steps"] for line in metrics)]
         right.plot(t_all, [0.0, *(line["propagations"] for line in metrics)], color=COLORS[0], lw=1.5)
         right.plot([0, steps], [0, run["expected_propagations_per_step"] * steps], color=INK, lw=0.9, dashes=(4, 2))
@@ -440,9 +440,9 @@ def schedules(table: Table) -> Iterator[Figure]:
             table,
             f"schedule of {row.label}",
             {"cell": row.label},
-            f"{row.label}, seed {run['seed']}. Left: p(t), and dots for the share of sharpness-aware steps that the "
-            "coin drew in each epoch; ticks above: the draws, of up to 400 steps. Right: the running count of "
-            "propagations; dashed: the expected mean over the training; thin: one and two per step.",
+            f"{row.label}, seed {run['seed']}. Left: p(t); dots: the share of sharpness-aware steps in each epoch; "
+            "ticks above: the sharpness-aware ones among up to 400 evenly spaced steps. Right: propagations so far; "
+            "dashed: the expected mean rate; thin: one and two per step.",
         )
 
 
@@ -493,8 +493,8 @@ def accuracy_against_sharpness(table: Table) -> Iterator[Figure]:
             table,
             f"{table.panel.accuracy_name} against {name}",
             {"x": name},
-            "Small marks are seeds, open ones their means. Sharpness of the last weights on a fixed part of the "
-            "training data, in float32.",
+            "Small markers are seeds, open markers are their means. Sharpness of the final weights on a fixed part of "
+            "the training data, in float32.",
         )
 
 

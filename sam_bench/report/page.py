@@ -1,4 +1,4 @@
-"""The page of an experiment: one HTML file that loads nothing, with its tables, figures and downloads beside it."""
+"""The page of an experiment: one self-contained HTML file, with its tables and figures as files beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ FAMILIES = {
     "seeds": "Every seed",
     "curves": "Curves",
     "setting": "Accuracy against a setting",
-    "schedule": "Schedule: p(t), the coin's draws, the running count",
+    "schedule": "Schedule: p(t), the sharpness-aware steps drawn, and the propagations so far",
     "sharpness": "Sharpness against accuracy",
     "sensitivity": "Sensitivity to settings",
     "surface": "Loss surfaces",

@@ -17,7 +17,7 @@ FILES = (
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure: accuracy and its standard deviation in %, the paper, and what it says of the settings."""
+    """A published accuracy and its standard deviation in %, the paper, and what it says about the settings."""
 
     accuracy: float
     deviation: float | None
@@ -39,9 +39,9 @@ def rows() -> list[dict[str, str]]:
 
 
 def published(panel: Panel, i: int) -> list[Published]:
-    """The figures for the same method, data set and net.
+    """The published accuracies for the same method, data set and model.
 
-    A figure belongs to one cell of a panel: there is none if several cells are of this method.
+    None are returned if several cells of the panel use this method: it would be unclear which cell they belong to.
     """
     cell = panel.cells[i]
     if panel.metric != "test_accuracy" or sum(other.optimizer == cell.optimizer for other in panel.cells) > 1:

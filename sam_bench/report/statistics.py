@@ -52,9 +52,9 @@ class Comparison:
     """The difference of a cell from a reference.
 
     Attributes:
-        difference: with Dunnett's interval; all intervals of a table hold together with 95 %.
-        paired: the same with the interval of the differences of equal seeds, for this comparison alone; None if fewer
-            than two seeds are equal.
+        difference: with Dunnett's interval; all intervals of a table hold simultaneously with 95 % confidence.
+        paired: the mean difference of runs with the same seed, with a t interval for this comparison alone; None if
+            fewer than two seeds match.
         p: of a t test with the pooled deviation, not corrected.
     """
 
@@ -82,8 +82,8 @@ def mean_interval(values: Sequence[float], spread: Pooled) -> Interval:
 def compare(cells: Sequence[dict[int, float]], reference: int, references: int = 1) -> list[Comparison | None]:
     """Every cell of a table against one of them: Dunnett's many-to-one comparison.
 
-    All intervals of a table hold at once with 95 %: the chance of any false "better" or "worse" in it is at most 5 %.
-    With two references each has half of that chance.
+    All intervals of a table hold simultaneously with 95 % confidence: the probability of any false "better" or "worse"
+    in it is at most 5 %. With two references, each gets half of that.
 
     Args:
         cells: the values of each by seed.
@@ -170,11 +170,11 @@ class Difference:
         return Interval(self.estimate, self.estimate - half, self.estimate + half)
 
     def p_above(self, value: float) -> float:
-        """The p of the one-sided test that the true difference is above a value; NaN without an error."""
+        """The one-sided p-value for a true difference above `value`. NaN without an error."""
         return float(stats.t.sf((self.estimate - value) / self.error, self.freedom)) if self.freedom else math.nan
 
     def p_below(self, value: float) -> float:
-        """The p of the one-sided test that the true difference is below a value; NaN without an error."""
+        """The one-sided p-value for a true difference below `value`. NaN without an error."""
         return float(stats.t.cdf((self.estimate - value) / self.error, self.freedom)) if self.freedom else math.nan
 
 
@@ -201,7 +201,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: those of at most 0.05 are false with a chance of at most 5 % in all."""
+    """Holm's adjusted p-values. Rejecting those of at most 0.05 keeps the family-wise error rate at 5 % or less."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [1.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -210,15 +210,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def detectable_difference(seeds: int, spread: Pooled, limit: float | None = None) -> float:
-    """The smallest true difference of two cells that is found with a power of 80 %, in the unit of the values.
+def detectable_difference(first: int, second: int, spread: Pooled, limit: float | None = None) -> float:
+    """The smallest true difference of two cells that is detected with a power of 80 %, in the unit of the values.
 
     Args:
-        seeds: n of each of the two cells.
+        first: n of the first cell.
+        second: n of the second cell.
         spread: the pooled deviation.
         limit: the |t| that counts as found, such as Dunnett's; that of a single t test at 5 % if None.
     """
-    if not spread.freedom or seeds < 1:
+    if not spread.freedom:
         return math.nan
     if limit is None:
         limit = float(stats.t.ppf((1 + LEVEL) / 2, spread.freedom))
@@ -226,4 +227,5 @@ def detectable_difference(seeds: int, spread: Pooled, limit: float | None = None
     def excess_power(shift: float) -> float:
         return stats.nct.sf(limit, spread.freedom, shift) - POWER  # and not in the wrong direction
 
-    return float(optimize.brentq(excess_power, 0.0, limit + 5)) * spread.deviation * math.sqrt(2 / seeds)
+    shift = float(optimize.brentq(excess_power, 0.0, limit + 5))
+    return shift * spread.deviation * math.sqrt(1 / first + 1 / second)

@@ -61,15 +61,18 @@ class Table:
 
     @property
     def detectable(self) -> float:
-        """The smallest true difference from a reference, in %, that is called so with a power of 80 %.
+        """The smallest true difference from a reference, in percentage points, that is detected with a power of 80 %.
 
-        For a row with the smallest n of the table; of two rows at 5 % if there is no reference.
+        For the row with the smallest n; of the two rows with the smallest n, at 5 %, if there is no reference.
         """
-        sizes, limit = [len(row.cell.runs) for row in self.rows], None
-        if self.references and self.spread.freedom and len(sizes) > 1:
-            others = [min(sizes)] * (len(sizes) - 1)
-            limit = dunnett_limit(others, min(sizes), self.spread.freedom, len(self.references))
-        return detectable_difference(min(sizes), self.spread, limit)
+        sizes = [len(row.cell.runs) for row in self.rows]
+        found = []
+        for reference in self.references.values() if self.spread.freedom and len(sizes) > 1 else ():
+            others = [n for i, n in enumerate(sizes) if i != reference]
+            limit = dunnett_limit(others, sizes[reference], self.spread.freedom, len(self.references))
+            found.append(detectable_difference(min(others), sizes[reference], self.spread, limit))
+        first, second = sorted([*sizes, *sizes])[:2] if len(sizes) == 1 else sorted(sizes)[:2]
+        return max(found, default=detectable_difference(first, second, self.spread))
 
     def summary(self) -> list[str]:
         """What is to be said below the table, in sentences."""
@@ -77,13 +80,14 @@ class Table:
         seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
         lines = []
         if not self.spread.freedom:
-            why = "One seed each" if n == [1] else f"No cell has two different values ({seeds})"
+            why = "One seed each" if n == [1] else f"No row has two different values ({seeds})"
             return [f"{why}: there are no intervals, and no difference is claimed.", *self.panel.without_reference]
         lines.append(
+            "± is the standard deviation over the seeds. "
             f"Intervals are 95 % t intervals, {seeds}, with the standard deviation pooled over this table: "
-            f"{self.spread.deviation:.2f} % with {self.spread.freedom} degrees of freedom. The smallest true "
-            f"difference from {'a reference' if self.references else 'another row'} that this table finds with a power "
-            f"of 80 % is {self.detectable:.2f} %."
+            f"{self.spread.deviation:.2f} percentage points with {self.spread.freedom} degrees of freedom. The "
+            f"smallest true difference from {'a reference' if self.references else 'another row'} that this table "
+            f"detects with a power of 80 % is {self.detectable:.2f} percentage points."
         )
         for name, index in self.references.items():
             verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
@@ -93,7 +97,7 @@ class Table:
             said = "; ".join(f"{word}: {_named(labels)}" for word, labels in verdicts.items())
             lines.append(f"Compared with {self.panel.labels[index]}: {said}.")
         if self.references and len(self.rows) > 1:
-            lines.append("All differences of the table hold together with 95 % (Dunnett).")
+            lines.append("All intervals of differences hold simultaneously with 95 % confidence (Dunnett).")
         lines += self.panel.without_reference
         return lines
 
@@ -142,8 +146,8 @@ def after_holm(tables: Sequence[Table]) -> str:
         if p <= 1 - LEVEL:
             said["better" if comparison.difference.estimate > 0 else "worse"].append(name)
     return (
-        f"Of the {len(found)} comparisons on this page, these stand after Holm's correction for all of them: "
-        f"better: {'; '.join(said['better']) or 'none'}. Worse: {len(said['worse'])}."
+        f"Of the {len(found)} comparisons on this page, these remain significant at 5 % after Holm's correction. "
+        f"Better: {'; '.join(said['better']) or 'none'}. Worse: {len(said['worse'])}."
     )
 
 
@@ -232,12 +236,12 @@ def settings_text(row: Row) -> str:
 
 
 def published_text(row: Row) -> str:
-    """The published figures, with their sources."""
+    """The published accuracies, with their sources."""
     return "; ".join(f"{each} ({each.source})" for each in row.published)
 
 
 def published_difference(row: Row) -> str:
-    """Ours minus each of the published figures."""
+    """Ours minus each of the published accuracies."""
     return "; ".join(f"{row.accuracy.estimate - each.accuracy:+.2f}" for each in row.published)
 
 
@@ -253,11 +257,11 @@ def columns(panel: Panel) -> list[Column]:
             lambda row: row.accuracy.estimate,
             True,
         ),
-        Column("interval", lambda row: _bounds(row.accuracy), lambda row: row.accuracy.low),
+        Column("95 % interval", lambda row: _bounds(row.accuracy), lambda row: row.accuracy.low),
         *(
             [
-                Column(f"gain over {panel.labels[panel.base]}, %", *compared("gain"), True),
-                Column("gain, equal seeds", paired_text, lambda row: _estimate(row)),
+                Column(f"gain over {panel.labels[panel.base]}, points", *compared("gain"), True),
+                Column("gain, paired by seed", paired_text, lambda row: _estimate(row)),
             ]
             if panel.base is not None
             else []
@@ -265,11 +269,11 @@ def columns(panel: Panel) -> list[Column]:
         *(
             []
             if panel.sam is None
-            else [Column(f"gain over {panel.labels[panel.sam]}, %", *compared("over_sam"), True)]
+            else [Column(f"gain over {panel.labels[panel.sam]}, points", *compared("over_sam"), True)]
         ),
         *([Column("test accuracy, %", *of_runs("test_accuracy", 2, 100))] if panel.metric != "test_accuracy" else []),
         Column("propagations per step", *of_runs("propagations_per_step", 3), True),
-        Column("expected", *of_runs("expected_propagations_per_step", 3)),
+        Column("expected propagations per step", *of_runs("expected_propagations_per_step", 3)),
         Column("forwards per step", *of_runs("forwards_per_step", 3)),
         Column("counted cost", lambda row: f"{row.cell.cost:.3f}", lambda row: row.cell.cost),
         Column("seconds", *of_runs("seconds", 1), True),
@@ -282,7 +286,7 @@ def columns(panel: Panel) -> list[Column]:
         ),
         Column("published, %", published_text, lambda row: row.published[0].accuracy if row.published else None),
         Column(
-            "difference",
+            "difference from published",
             published_difference,
             lambda row: row.accuracy.estimate - row.published[0].accuracy if row.published else None,
         ),
@@ -311,7 +315,7 @@ def filled(found: Table) -> list[Column]:
     ]
 
 
-LEFT_OUT = ("counted cost", "gain, equal seeds")  # of Markdown, which does not scroll
+LEFT_OUT = ("counted cost", "gain, paired by seed")  # of Markdown, which does not scroll
 
 
 def markdown(tables: Sequence[Table]) -> str:

@@ -95,13 +95,15 @@ def test_holm_is_his_procedure():
 )
 def test_the_detectable_difference_in_deviations(seeds, freedom, expected):
     """Cohen (1988): 64 in each group find half a deviation with a power of 80 %."""
-    assert statistics.detectable_difference(seeds, Pooled(1.0, freedom)) == pytest.approx(expected, abs=0.006)
-    assert statistics.detectable_difference(seeds, Pooled(2.0, freedom)) == pytest.approx(2 * expected, abs=0.012)
+    assert statistics.detectable_difference(seeds, seeds, Pooled(1.0, freedom)) == pytest.approx(expected, abs=0.006)
+    assert statistics.detectable_difference(seeds, seeds, Pooled(2.0, freedom)) == pytest.approx(
+        2 * expected, abs=0.012
+    )
 
 
 def test_the_detectable_difference_is_found_in_80_of_100_tables():
     draw = np.random.default_rng(0)
-    shift = statistics.detectable_difference(3, Pooled(1.0, 4))
+    shift = statistics.detectable_difference(3, 3, Pooled(1.0, 4))
     found = [stats.ttest_ind(draw.normal(shift, 1, 3), draw.normal(0, 1, 3)).pvalue < 0.05 for _ in range(4000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.025)
 
@@ -181,6 +183,15 @@ def test_the_detectable_difference_of_a_table_is_found_in_80_of_100():
         values[5] += found.detectable / found.spread.deviation  # of the true deviation, 1
         hits += next(row for row in page_of(values).rows if row.label == "m05").gain.difference.verdict() == "better"
     assert hits / tables == pytest.approx(0.8, abs=0.06)
+
+
+def test_the_detectable_difference_of_rows_with_different_numbers_of_seeds():
+    """The standard error of a difference is s √(1/n + 1/m)."""
+    one = statistics.detectable_difference(1, 10, Pooled(1.0, 20))
+    assert one / statistics.detectable_difference(10, 10, Pooled(1.0, 20)) == pytest.approx(math.sqrt(1.1 / 0.2))
+    draw = np.random.default_rng(0)
+    values = [list(draw.normal(50, 1, n)) for n in (10, 10, 5, 10)]
+    assert page_of(values).detectable < page_of([row[:5] for row in values]).detectable
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
