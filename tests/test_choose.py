@@ -173,8 +173,8 @@ def test_another_base_than_that_of_the_tuning_is_refused(tuned, capfd):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dataset": "../../escaped"}, "cannot be the name of a file"),
-        ({"model": "x" * 5000}, "cannot be the name of a file"),
+        ({"dataset": "../../escaped"}, "cannot be a file name"),
+        ({"model": "x" * 5000}, "cannot be a file name"),
     ],
 )
 def test_a_name_that_leaves_the_folder_is_refused(tuned, capfd, change, message):

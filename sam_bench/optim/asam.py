@@ -44,7 +44,7 @@ class ASAM(SAM):
         self.weights = {p for name, p in model.named_parameters() if "weight" in name}
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε, in the memory of g; T in the buffer that will hold θ."""
+        """ε, computed in place in the gradient tensors; T is in the buffer that will hold θ."""
         grads = self.grads(params)
         weights = [p for p in params if p in self.weights]
         if weights:

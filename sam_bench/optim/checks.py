@@ -7,12 +7,12 @@ from typing import Any
 
 
 class ArgumentError(ValueError):
-    """A constructor refused an argument. Its text is worded as in torch.optim: `Invalid rho: -1 (a number in [0, ∞))`.
+    """A constructor argument is invalid. The text is worded as in torch.optim: `Invalid rho: -1 (a number in [0, ∞))`.
 
     Attributes:
-        name: of the argument.
-        value: that was given.
-        allowed: what would be right.
+        name: the name of the argument.
+        value: the value that was given.
+        allowed: the valid values, in words.
     """
 
     def __init__(self, name: str, value: Any, allowed: str) -> None:

@@ -1,4 +1,4 @@
-"""Closures: what `step` calls for each pass, and the one that also gives per-sample losses."""
+"""Closures, which `step` calls once per pass, and `BatchClosure`, which also gives per-sample losses."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -16,9 +16,9 @@ Forward = Callable[[nn.Module, Tensor, Tensor, float, bool], tuple[Tensor, Tenso
 
 @runtime_checkable
 class SampleClosure(Protocol):
-    """The closure that methods which look at single samples need. `BatchClosure` is one.
+    """A closure that also gives per-sample losses. Methods with `samplewise` need one; `BatchClosure` implements it.
 
-    Called without arguments it is a closure like any other.
+    Called without arguments, it is an ordinary closure over the whole batch.
     """
 
     size: int  # B, the number of samples in the batch
@@ -27,11 +27,11 @@ class SampleClosure(Protocol):
     logits: Tensor  # (n, C), its outputs, without gradients
 
     def __call__(self, selection: Selection | None = None, term: Term | None = None) -> Tensor:
-        """zero_grad, forward, backward on the selection: returns its mean loss; the gradient includes the term."""
+        """zero_grad, forward and backward on the selection; returns its mean loss. The gradient includes `term`."""
         ...
 
     def evaluate(self, selection: Selection | None = None, model: nn.Module | None = None) -> Tensor:
-        """The losses (n,) of the selection by a forward pass alone, of the present weights or of another model."""
+        """Per-sample losses (n,) of the selection, by a forward pass at the current weights or of `model` if given."""
         ...
 
 
@@ -47,13 +47,13 @@ class BatchClosure:
     """zero_grad, forward and backward over the micro-batches of the current batch. A `SampleClosure`.
 
     Args:
-        model: in the mode that it is to be evaluated in.
-        optimizer: whose `zero_grad` is called.
+        model: maps images (B, C, H, W) to logits (B, classes). Its training or evaluation mode is not changed.
+        optimizer: its `zero_grad` is called at the start of each call.
         accumulate: number of micro-batches per batch.
-        label_smoothing: of the cross-entropy, in [0, 1).
+        label_smoothing: label smoothing of the cross-entropy, in [0, 1).
         bf16: run under bf16 autocast.
         channels_last: use the channels-last memory format for images.
-        decay: λ of a term ½λ‖θ‖² in the loss.
+        decay: λ of a term ½λ‖θ‖² in the loss. Only its gradient is added; the returned loss does not include it.
         decayed: the parameters in that term.
     """
 
@@ -116,7 +116,7 @@ class BatchClosure:
 
     @torch.no_grad()
     def evaluate(self, selection: Selection | None = None, model: nn.Module | None = None) -> Tensor:
-        """The losses (n,) of the selection by a forward pass alone, of this model or of another one."""
+        """Per-sample losses (n,) of the selection, by a forward pass of this closure's model or of `model` if given."""
         images, labels = self._select(selection)
         chunks = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
         results = [self.forward(model or self.model, *each, self.label_smoothing, self.bf16) for each in chunks]
@@ -124,14 +124,14 @@ class BatchClosure:
         return self.losses
 
     def correct(self) -> Tensor:
-        """Correct predictions in the first pass of the step, scaled to the full batch."""
+        """Number of correct predictions in the first pass of the step, a 0-d tensor, scaled to the full batch."""
         assert self.first_pass is not None
         logits, labels = self.first_pass
         return (logits.argmax(1) == labels).sum() * (self.size / len(labels))
 
     def flops(self) -> int:
         """Run one call and count the floating-point operations of its matrix products and convolutions."""
-        from torch.utils.flop_counter import FlopCounterMode  # takes 0.15 s to import, and few ask
+        from torch.utils.flop_counter import FlopCounterMode  # imported here, since the import takes 0.15 s
 
         with FlopCounterMode(display=False) as counter:
             self()

@@ -1,8 +1,8 @@
-"""The step that all methods share. Used alone, `Descent` is the base optimizer: it steps along g = ∇L(θ).
+"""The base class of all methods. Used alone, `Descent` makes the base optimizer's step with g = ∇L(θ).
 
-A method is a subclass that overrides `gradient`. It may evaluate the closure as often as it needs, at perturbed weights
-(`perturbed`) and on a selection of the batch. It leaves in `.grad` what the base optimizer steps along, and the weights
-at θ.
+A method is a subclass that overrides `gradient`. It calls the closure once per pass, at perturbed weights (`perturbed`)
+or on part of the batch if needed. When `gradient` returns, the weights are θ and `.grad` holds the gradient for the
+base optimizer.
 """
 
 import inspect
@@ -32,17 +32,19 @@ class NoGradientError(Exception):
 
 
 class Descent(Optimizer):
-    """A base optimizer under the contract of this package: `step(closure)`, counted cost, one `state_dict`.
+    """The base class of all methods. Used alone, it makes the plain step of the base optimizer.
 
-    It shares `param_groups` and `state` with `base`, so schedulers, gradient clipping and hooks of either act on both.
+    It shares `param_groups` and `state` with `base`, so a learning-rate scheduler of either acts on both. To clip
+    gradients, register a step pre-hook on `base`: it runs after all passes, just before the update.
 
     Args:
-        base: any ready `torch.optim.Optimizer` that does not evaluate the closure itself.
-        model: the module whose BatchNorm layers update their running statistics once per step.
+        base: a `torch.optim.Optimizer` instance that does not call the closure itself.
+        model: the module that is trained. Its BatchNorm layers then update their running statistics once per step;
+            without it, in every pass.
 
     Raises:
         TypeError: `base` is not an optimizer.
-        ArgumentError: `base` evaluates the closure itself (LBFGS), or is already a method of this package.
+        ArgumentError: `base` is LBFGS, which calls the closure itself, or is already a method of this package.
     """
 
     # What the catalogue prints and the contract test measures.
@@ -52,14 +54,14 @@ class Descent(Optimizer):
     state_copies: int = 0  # how many of those copies a checkpoint holds
     state_contents = ""  # what a checkpoint holds for the method, in words
     state_names: tuple[str, ...] = ()  # attributes that are part of the state: plain numbers and tensors
-    waits = ""  # why a step waits for the device, if it does
+    waits = ""  # when a step synchronizes with the device; empty if it never does
 
-    batch_norm_epochs: int = 0  # of forward passes for BatchNorm's statistics before testing, as the authors do
+    batch_norm_epochs: int = 0  # epochs of forward passes that re-estimate BatchNorm statistics before each test
     samplewise: bool = False  # needs a SampleClosure
     whole_first_pass: bool = True  # the first pass is at θ and over the whole batch
     unschedulable = "it has no second pass to skip"  # why RST cannot wrap it; empty if it can
-    capturable: bool = True  # steps of one variant run the same device operations, whatever their results
-    compilable: bool = True  # one compilation of the closure serves all passes
+    capturable: bool = True  # CUDA graphs work: all steps of a variant run the same device operations
+    compilable: bool = True  # the closure can be compiled once for all passes
     wraps_methods = False  # takes another method as its base
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -96,10 +98,18 @@ class Descent(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Make one update; return the loss of the first pass, at θ, detached and still on its device.
+        """Make one update.
 
-        The closure does zero_grad, forward and backward and returns the loss. It is called once per pass. Raises a
-        TypeError without a closure, and a RuntimeError if gradients were accumulated outside of it.
+        Args:
+            closure: runs zero_grad, forward and backward, and returns the loss. It is called once per pass. If the
+                method has `samplewise`, it must be a `SampleClosure`.
+
+        Returns:
+            The loss of the first pass, at θ (MSAM: at the perturbed weights), as a detached tensor on its device.
+
+        Raises:
+            TypeError: there is no closure, or the method needs a `SampleClosure` and it is not one.
+            RuntimeError: the closure added to gradients that were accumulated outside of it.
         """
         if not callable(closure):
             raise TypeError(f"Invalid closure: {closure} (a function: zero_grad, forward, backward, return the loss)")
@@ -120,7 +130,7 @@ class Descent(Optimizer):
     # see `sam_bench.capture`. Numbers that change from step to step must therefore reach it in tensors.
 
     def begin(self) -> None:
-        """Prepare the step on the host: choose its variant, put its numbers into tensors."""
+        """Prepare the step on the host: choose its variant, and write the numbers that change per step into tensors."""
 
     @property
     def variant(self) -> Hashable:
@@ -131,7 +141,7 @@ class Descent(Optimizer):
     def update(self, closure: Closure) -> Tensor:
         """Do the device work of the step that has begun; return the loss at θ."""
         if self.samplewise:
-            self.samples(closure)  # raises if it cannot tell samples apart
+            self.samples(closure)  # raises a TypeError if it is not a SampleClosure
         try:
             loss = self.gradient(closure)
         except NoGradientError as stop:
@@ -144,11 +154,11 @@ class Descent(Optimizer):
         self.t += 1
 
     def gradient(self, closure: Closure) -> Tensor:
-        """Leave in `.grad` what the base steps along, here g = ∇L(θ); return the loss at θ."""
+        """Put the gradient for the base optimizer, here g = ∇L(θ), into `.grad`; return the loss at θ."""
         return self.propagate(closure)
 
     def propagate(self, closure: Closure, selection: Selection | None = None, term: Term | None = None) -> Tensor:
-        """Evaluate the closure at the present weights, on a selection of the batch if one is given, and count it.
+        """Run one pass: call the closure at the current weights, on the selection if one is given, and count it.
 
         Raises a NoGradientError if no parameter has a gradient afterwards.
         """
@@ -188,7 +198,7 @@ class Descent(Optimizer):
         return (len(range(size)[selection]) if isinstance(selection, slice) else len(selection)) / size
 
     def samples(self, closure: Closure) -> SampleClosure:
-        """The closure, if it can tell samples apart; otherwise raises a TypeError."""
+        """Return the closure if it is a `SampleClosure`; raise a TypeError otherwise."""
         if not isinstance(closure, SampleClosure):
             raise TypeError(
                 f"Invalid closure: {type(self).__name__} needs per-sample losses, which a plain function does not give "
@@ -280,16 +290,16 @@ class Descent(Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def params_with_grad(self) -> list[Tensor]:
-        """The parameters that the last backward reached, in the order of the groups."""
+        """The parameters whose `.grad` is not None, in the order of the groups."""
         return [p for p in self.params() if p.grad is not None]
 
     @staticmethod
     def grads(params: list[Tensor]) -> list[Tensor]:
-        """Their gradients."""
+        """The gradients of the parameters; those without a gradient are left out."""
         return [p.grad for p in params if p.grad is not None]
 
     def scratch(self, name: str, params: list[Tensor]) -> list[Tensor]:
-        """One buffer per parameter, like it in shape, strides and dtype. Allocated once, never part of the state."""
+        """One uninitialized buffer per parameter, of its shape, strides and dtype. Reused, and not in `state_dict`."""
         buffers = self._scratch.setdefault(name, {})
         for p in params:
             if p not in buffers or (buffers[p].dtype, buffers[p].device) != (p.dtype, p.device):
@@ -297,7 +307,7 @@ class Descent(Optimizer):
         return [buffers[p] for p in params]
 
     def memory(self, name: str, params: list[Tensor]) -> list[Tensor]:
-        """One buffer per parameter, zero at first, that is part of the state."""
+        """One buffer per parameter, zero at first, that `state_dict` saves."""
         buffers = self._memory.setdefault(name, {})
         for p in params:
             if p not in buffers:

@@ -34,9 +34,9 @@ class ESAM(SAM):
 
     Args:
         base, rho, model, ascent_share: see `SAM`.
-        beta: β in (0, 1], the share of the tensors that are perturbed.
+        beta: β in (0, 1], the probability that a tensor is perturbed.
         gamma: γ in (0, 1], the share of the batch in the second pass.
-        seed: of the coins, ≥ 0.
+        seed: of the random draws, ≥ 0.
     """
 
     paper = "Du et al., arXiv 2110.03141"
@@ -64,7 +64,7 @@ class ESAM(SAM):
         self.skipped: list[Tensor] = []
 
     def begin(self) -> None:
-        """Toss a coin for each tensor."""
+        """Draw the tensors that are perturbed."""
         # its own purpose: under RST, only steps with X = 1 get here, which would bias coins from RST's draws
         coins, params = random.Random(derived_seed("esam", self.seed, self.t)), self.params()
         self.skipped = [params[i] for i in self.reached if coins.random() >= self.beta]
@@ -100,7 +100,7 @@ class ESAM(SAM):
         return loss
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """SAM's ε over β, in the memory of g."""
+        """SAM's ε divided by β, computed in place in the gradient tensors."""
         grads = super().epsilon(params)
         if self.beta < 1:
             torch._foreach_div_(grads, self.beta)

@@ -49,7 +49,7 @@ class FSAM(SAM):
         return "m" not in self._memory
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε, in the memory of g."""
+        """ε, computed in place in the gradient tensors."""
         first, g = self.variant, self.grads(params)
         m = self.memory("m", params)
         if first:

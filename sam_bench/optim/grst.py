@@ -79,7 +79,7 @@ class GRST(RST):
         return min(self.weight / self.p(t), self.gamma_max)
 
     def begin(self) -> None:
-        """Toss the coin, and set γ."""
+        """Draw X_t, and set γ."""
         super().begin()
         if self.aware and self.weight is not None:
             if self.gamma_t is None:

@@ -7,7 +7,7 @@ Zhuang et al.: Surrogate Gap Minimization Improves Sharpness-Aware Training, arX
     g  = g∥ + g⊥                     parallel and orthogonal to gₛ, over all parameters together
     θ ← base step from θ along gₛ - αg⊥
 
-Deviations: ρ_min belongs to a learning rate of 0. The authors' example uses ASAM's ε, this is SAM's.
+Deviations: ρ_t is ρ_min at a learning rate of 0. The authors' example uses ASAM's ε; this class uses SAM's.
 """
 
 from typing import Any, Unpack
@@ -26,11 +26,11 @@ class GSAM(SAM):
     """GSAM around `base`. A parameter group may have a `rho_min` and a `rho_max` of its own.
 
     Args:
-        base, model, ascent_share: see `SAM`. lr_max is the present learning rate of the first group or, under a
-            scheduler, its initial one.
-        rho_min: ρ at a learning rate of 0, ≥ 0.
-        rho_max: ρ at the largest learning rate.
-        alpha: α ≥ 0, the size of the step against g⊥, which reduces the surrogate gap L(θ + ε) - L(θ).
+        base, model, ascent_share: see `SAM`.
+        rho_min: ρ_t at a learning rate of 0, ≥ 0.
+        rho_max: ρ_t at lr_max, ≥ rho_min. lr_max is the `initial_lr` of the first group, which a scheduler sets, or
+            else its learning rate when GSAM is constructed.
+        alpha: α ≥ 0, the factor of the subtracted g⊥, which reduces the surrogate gap L(θ + ε) - L(θ).
     """
 
     paper = "Zhuang et al., arXiv 2203.08065"

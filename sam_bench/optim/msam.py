@@ -28,9 +28,10 @@ class MSAM(Descent):
     """MSAM around `base`.
 
     Args:
-        base: an optimizer with momentum, SGD's or Adam's; others are refused.
+        base: SGD with momentum, Adam, or another optimizer whose state has `momentum_buffer` or `exp_avg`. Others raise
+            an ArgumentError, in the constructor or at the end of the first step.
         rho: ρ ≥ 0, the radius of the perturbation, in the units of the weights; one for all groups.
-        model: accepted as by every method. MSAM has one pass, which updates the BatchNorm statistics.
+        model: not needed, since the only pass updates the BatchNorm statistics. Accepted as by every method.
     """
 
     paper = "Becker et al., arXiv 2401.12033"

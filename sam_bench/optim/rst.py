@@ -37,17 +37,17 @@ def draw(seed: int, t: int, p: float) -> bool:
 
 
 class RST(Descent):
-    """RST around `inner`, any sharpness-aware optimizer.
+    """RST around `inner`, a method of this package whose second pass can be skipped, such as SAM.
 
     Args:
-        inner: the method of the steps with X = 1; its base optimizer takes the others.
-        schedule: p(s) for s = t/T, such as `Linear(0, 1)`.
-        total_steps: T ≥ 1; a step past T draws with p(1).
-        seed: of the draws, ≥ 0.
-        warmup_steps: number of first steps with X = 0, less than T.
+        inner: the method of the steps with X_t = 1. In the other steps, its base optimizer is used alone.
+        schedule: p(s), a function of s = t/T in [0, 1] with values in [0, 1], such as `Linear(0, 1)`.
+        total_steps: T ≥ 1, the number of steps of the training. Later steps draw with p(1).
+        seed: of the random draws, ≥ 0.
+        warmup_steps: number of first steps with X_t = 0, less than T.
 
     Raises:
-        ArgumentError: a coin can save nothing of the inner method, or an argument is out of range.
+        ArgumentError: RST cannot wrap `inner` (`inner.unschedulable` says why), or an argument is out of range.
     """
 
     paper = "Zhao et al., arXiv 2203.09962"
@@ -82,7 +82,7 @@ class RST(Descent):
             if not isinstance(p, (int, float)) or not 0 <= p <= 1:
                 raise ArgumentError("schedule", p, "a function of t/T with values in [0, 1]")
         self.mean_p = sum(probabilities) / len(steps)  # (1/T) Σ p(t/T)
-        self.aware = False  # X of the step that has begun
+        self.aware = False  # X_t of the current step
 
     def p(self, t: int) -> float:
         """The probability of a sharpness-aware step at step t (0-based)."""
@@ -93,11 +93,11 @@ class RST(Descent):
         return draw(self.seed, t, self.p(t))
 
     def samples(self, closure: Closure) -> SampleClosure:
-        """The closure, if it can tell samples apart, which the inner method may need."""
+        """Return the closure if it is a `SampleClosure`; otherwise the inner method raises a TypeError."""
         return self.inner.samples(closure)
 
     def begin(self) -> None:
-        """Toss the coin."""
+        """Draw X_t."""
         self.inner.t = self.t  # one clock for both, whichever makes the step
         self.aware = self.draw(self.t)
         if self.aware:

@@ -11,8 +11,8 @@ A parameter group may have a ρ of its own, `group["rho"]`, which a scheduler ma
 perturbed and not part of the norm. SAM-ON (Müller et al., arXiv 2306.04226) is ρ = 0 on all but normalization layers.
 
 `ascent_share` < 1: g is the gradient of the first part of the batch (Bahri, Mobahi, Tay: Sharpness-Aware Minimization
-Improves Language Model Generalization, arXiv 2110.08529). All methods with these two passes have this option. One that
-compares g with gₛ (GSAM, LookSAM, G-RST) then compares two batches as well.
+Improves Language Model Generalization, arXiv 2110.08529). vSAM, AE-SAM and AE-LookSAM do not have this option. GSAM,
+LookSAM and G-RST combine g and gₛ, which are then gradients of different sets of samples.
 
 Deviations: none. A weight decay of the base optimizer does not enter ε; one in the loss does.
 
@@ -35,27 +35,33 @@ from sam_bench.optim.descent import TINY, Descent, number_of
 
 
 class Shared(TypedDict, total=False):
-    """The options of every method with SAM's two passes, see `SAM`."""
+    """Keyword arguments that most methods based on SAM share; see `SAM`."""
 
     model: nn.Module | None
     ascent_share: float
 
 
 class SAM(Descent):
-    """SAM around `base`. A method that differs in ε alone overrides `epsilon`.
+    """SAM around `base`. A subclass that changes only ε overrides `epsilon`.
 
     Args:
-        base: any ready first-order `torch.optim.Optimizer`. Its groups may have a `rho` of their own.
+        base: an instance of any first-order `torch.optim.Optimizer`. Its groups may have a `rho` of their own.
         rho: ρ ≥ 0, the radius of the perturbation, in the units of the weights.
-        model: the module whose BatchNorm layers update their running statistics once per step.
-        ascent_share: the share of the batch, in (0, 1], that the first pass sees.
+        model: the module that is trained. Its BatchNorm layers then update their running statistics only in the first
+            pass; without it, in both passes.
+        ascent_share: the share of the batch, in (0, 1], that the first pass uses. Below 1, the closure must be a
+            `SampleClosure`.
+
+    Raises:
+        TypeError: `base` is not an optimizer.
+        ArgumentError: an argument, or the `rho` of a parameter group, is out of range.
     """
 
     paper = "Foret et al., arXiv 2010.01412"
     cost = "1 + ascent_share"
     memory_copies = 1  # θ; ε takes the place of g
     unschedulable = ""
-    keeps_g = False  # whether g is to outlive the second pass, in `scratch("g")`
+    keeps_g = False  # whether a copy of g is kept in `scratch("g")` during the second pass
     whole_gradient = True  # whether the first pass gives the gradient of every tensor
 
     def __init__(
@@ -95,19 +101,19 @@ class SAM(Descent):
         if self.keeps_g:
             params = self.params_with_grad()
             torch._foreach_copy_(self.scratch("g", params), self.grads(params))
-            # a tensor that this pass did not reach may be reached by the second
+            # a parameter without a gradient in this pass may get one in the second pass
             if rest := [p for p in self.params() if p.grad is None and p.requires_grad]:
                 torch._foreach_zero_(self.scratch("g", rest))
         return loss
 
     def second_pass(self, closure: Closure, selection: Selection | None = None) -> None:
-        """With g in `.grad`, leave gₛ there."""
+        """Replace g in `.grad` by gₛ."""
         with self.at_perturbed_weights():
             self.propagate(closure, selection)
 
     @contextmanager
     def at_perturbed_weights(self) -> Iterator[None]:
-        """Context manager, with g in `.grad`: weights θ + ε, frozen BatchNorm statistics, no gradients."""
+        """Context manager, entered with g in `.grad`: weights θ + ε, frozen BatchNorm statistics, `.grad` is None."""
         self.counts["sharpness_aware_steps"] += 1
         groups = [group for group in self.param_groups if self.is_perturbed(group)]
         params = [p for group in groups for p in group["params"] if p.grad is not None]
@@ -121,7 +127,7 @@ class SAM(Descent):
         return self.radius(group) != 0
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε = ρ g/‖g‖, in the memory of g."""
+        """ε = ρ g/‖g‖, computed in place in the gradient tensors."""
         grads = self.grads(params)
         self.scale(params, grads, get_total_norm(grads))
         return grads

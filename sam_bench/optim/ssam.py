@@ -116,7 +116,7 @@ class SSAM(SAM):
             return super().first_pass(closure, selection)
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε, in the memory of g."""
+        """ε, computed in place in the gradient tensors."""
         grads = super().epsilon(params)
         torch._foreach_mul_(grads, self.memory("mask", params))
         return grads

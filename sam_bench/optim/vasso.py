@@ -43,7 +43,7 @@ class VaSSO(SAM):
         return "d" not in self._memory
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε, in the memory of g."""
+        """ε, computed in place in the gradient tensors."""
         first, g = self.variant, self.grads(params)
         d = self.memory("d", params)
         torch._foreach_lerp_(d, g, 1.0 if first else self.theta)

@@ -155,7 +155,7 @@ def test_equal_seeds_give_no_interval(command):
     command("-m", *ONE_EPOCH, "optimizer=sgd,sam", "seed=0,1")
     change(command, lambda result: {"test_accuracy": 0.5})
     text = tables.markdown(found(command))
-    assert "No cell has two different values (n = 2): there are no intervals" in text
+    assert "No row has two different values (n = 2): there are no intervals" in text
     assert "-0.00" not in text
 
 
