@@ -86,7 +86,7 @@ $(READY): requirements.lock
 	$(PYTHON) -m venv .venv
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement .venv/uv.lock
-	@echo "installing the packages of requirements.lock into .venv (5.8 GB)"
+	@echo "installing the packages of requirements.lock into .venv (6.0 GB)"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
 	# this folder on the path of .venv, so that sam_bench can be imported from everywhere
 	$(BIN)/python -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "sam_bench.pth").write_text("$(CURDIR)\n")'

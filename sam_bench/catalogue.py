@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import cache
 from itertools import dropwhile, takewhile
 from textwrap import dedent
 from typing import Any
@@ -19,10 +20,10 @@ INTRODUCTION = """\
 
 A *propagation* is one forward and backward pass over the whole batch. A pass over a share of the batch counts as that
 share. Forward passes without a backward pass are counted separately, as *forwards*. The *counted cost* is propagations
-plus a third of the forwards. *Memory* is what a method keeps in addition to the weights, the
-gradients and the state of the base optimizer, in copies of the weights. *Single samples*: the method needs per-sample
-losses, see [a plain loop](integrations/loop.md#methods-that-need-per-sample-losses). *Under RST*: RST can schedule it,
-as `optimizer=rst optimizer/inner=NAME`.
+plus a third of the forwards. *Memory* is what a method keeps in addition to the weights, the gradients and the state of
+the base optimizer, in copies of the weights. *Single samples*: the method needs
+[per-sample losses](integrations/loop.md#methods-that-need-per-sample-losses). *Under RST*: RST can schedule it, as
+`optimizer=rst optimizer/inner=NAME`.
 
 The defaults are those of the command line. They hold for CIFAR-10 and for every data set except CIFAR-100, whose values
 are in parentheses. A value on the command line replaces them. The Python constructors may have other defaults, see
@@ -59,6 +60,7 @@ def build(name: str, base: torch.optim.Optimizer, training: Training, **settings
     return training.method("optimizer", Target.model_validate(own), SAM(base, model=training.model))
 
 
+@cache
 def with_defaults(name: str) -> Descent:
     """The method with its defaults, on a small problem."""
     model = nn.Linear(4, 4)

@@ -14,17 +14,24 @@ from benchmarks import plot
 from sam_bench import catalogue, results
 from sam_bench.errors import SettingError
 from sam_bench.report import page
-from sam_bench.report.cells import collect
+from sam_bench.report.cells import collect, panels
 from tests.command import settings
 from tests.optim.methods import NAMES
 
 REPOSITORY = Path(__file__).parent.parent
 EXPERIMENTS = REPOSITORY / "experiments"
-README = (REPOSITORY / "README.md").read_text()
-COMMANDS = re.findall(r"^python -m sam_bench (?!\.|--config-dir)(.+)$", README, re.MULTILINE)
+PAGES = [
+    REPOSITORY / "README.md",
+    *(REPOSITORY / "docs" / f"{name}.md" for name in ("getting_started", "command", "sweeps")),
+]
+COMMANDS = [
+    command
+    for text in PAGES
+    for command in re.findall(r"^python -m sam_bench (?!\.|--config-dir|GROUP=)(.+)$", text.read_text(), re.MULTILINE)
+]
 
 
-@pytest.mark.parametrize("arguments", COMMANDS)
+@pytest.mark.parametrize("arguments", dict.fromkeys(COMMANDS))
 def test_every_command_is_a_valid_one(arguments):
     words = [word for word in shlex.split(arguments, comments=True) if word != "-m"]
     choices = [re.sub(r"=([^\[]*?),.*", r"=\1", word) for word in words]  # the first of a sweep's
@@ -51,7 +58,7 @@ def test_the_committed_page_is_that_of_the_committed_results_byte_for_byte(folde
 
 
 def test_the_committed_index_links_the_committed_pages():
-    pages = [page.summary(collect([folder]), folder) for folder in measured_folders()]
+    pages = [page.summary(panels(collect([folder])), folder) for folder in measured_folders()]
     assert page.index(pages) == (EXPERIMENTS / "index.html").read_text(), "make pages"
 
 
@@ -111,3 +118,14 @@ def test_the_speed_tables_are_the_committed_measurements(name):
     lines = [cells(line) for line in text.splitlines() if line.startswith("|")]
     for row in plot.read(REPOSITORY / "benchmarks" / "results" / "cpu" / f"{name}.csv"):
         assert any(len(line) > 1 and is_part_of(line, row) for line in lines), row
+
+
+def test_the_table_of_steps_has_every_row_of_the_bench_and_no_other():
+    rows = plot.read(REPOSITORY / "benchmarks" / "results" / "cpu" / "step-small_resnet.csv")
+    text = (REPOSITORY / "docs" / "performance.md").read_text()
+    section = text.split("## The step of every method")[1].split("\n## ")[0]
+    lines = [cells(line) for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert line[0] == row["optimizer"]
+        assert is_part_of(line, row), row

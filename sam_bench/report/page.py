@@ -14,7 +14,7 @@ from sam_bench.configuration import CONF
 from sam_bench.errors import SettingError
 from sam_bench.report import claims, tables
 from sam_bench.report.canvas import INK, write
-from sam_bench.report.cells import Cell, panels
+from sam_bench.report.cells import Cell, Panel, panels
 from sam_bench.report.claims import Decision
 from sam_bench.report.figures import color, figures
 from sam_bench.report.published import how_settings_differ
@@ -56,10 +56,10 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
         folder: where to; it is made.
         index: the address of a page of all experiments.
     """
-    found = [tables.table(panel) for panel in panels(cells)]
+    compared = panels(cells)
+    about, found = summary(compared, folder), [tables.table(panel) for panel in compared]
     rules = claims.read(folder)
     decisions = claims.decide(rules, found)
-    about = summary(cells, folder)
     runs = [run for cell in cells for run in cell.runs]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,11 +101,11 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
     return about
 
 
-def summary(cells: Sequence[Cell], folder: Path) -> Page:
-    """What an index says of the page of the runs in a folder."""
-    title, found = folder.resolve().name, panels(cells)
-    runs = sum(len(cell.runs) for cell in cells)
-    return Page(folder, title, description(title), [panel.title for panel in found], len(cells), runs)
+def summary(panels: Sequence[Panel], folder: Path) -> Page:
+    """What an index says of the page of a folder."""
+    title, cells = folder.resolve().name, sum(len(panel.cells) for panel in panels)
+    runs = sum(len(panel.runs) for panel in panels)
+    return Page(folder, title, description(title), [panel.title for panel in panels], cells, runs)
 
 
 def index(pages: Sequence[Page]) -> str:

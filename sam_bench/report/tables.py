@@ -71,8 +71,10 @@ class Table:
             others = [n for i, n in enumerate(sizes) if i != reference]
             limit = dunnett_limit(others, sizes[reference], self.spread.freedom, len(self.references))
             found.append(detectable_difference(min(others), sizes[reference], self.spread, limit))
-        first, second = sorted([*sizes, *sizes])[:2] if len(sizes) == 1 else sorted(sizes)[:2]
-        return max(found, default=detectable_difference(first, second, self.spread))
+        if found:
+            return max(found)
+        first, second = (sorted(sizes) * 2)[:2]
+        return detectable_difference(first, second, self.spread)
 
     def summary(self) -> list[str]:
         """What is to be said below the table, in sentences."""
