@@ -48,7 +48,7 @@ def run(config: DictConfig) -> float | None:
         if not in_sweep:
             refuse_without_effect(config, settings, overrides, unused)
         for override in unused:
-            print(f"{override} is left out: optimizer={job.runtime.choices.get('optimizer')} takes no schedule")
+            print(f"{override} is ignored: optimizer={job.runtime.choices.get('optimizer')} takes no schedule")
         for one in settings.each_seed():
             print(f"run folder: {one.folder}", flush=True)
             if result := results.read_of(one):

@@ -176,7 +176,9 @@ def create_model(settings: Target, classes: int, channels: int, image_size: int)
     """The network for images (channels, image_size, image_size), drawn from torch's global generator."""
     model = call("model", settings, num_classes=classes, in_chans=channels, img_size=image_size)
     if not isinstance(model, nn.Module):
-        raise SettingError(f"model._target_={settings.target}: gave a {type(model).__name__}, not a torch.nn.Module")
+        raise SettingError(
+            f"model._target_={settings.target}: returned a {type(model).__name__}, not a torch.nn.Module"
+        )
     return model
 
 
@@ -190,7 +192,9 @@ def create_dataset(settings: DatasetSettings, batch_size: int, device: torch.dev
         data = call("dataset", settings, batch_size=batch_size, device=device, seed=seed)
         needed = {*Data.__annotations__, *(name for name in vars(Data) if not name.startswith("_"))}
         if missing := sorted(name for name in needed if not hasattr(data, name)):
-            raise SettingError(f"dataset._target_={settings.target}: gave a {type(data).__name__} without {missing[0]}")
+            raise SettingError(
+                f"dataset._target_={settings.target}: returned a {type(data).__name__} without {missing[0]}"
+            )
         return data
     resident, augmentation = _resident(settings, settings.model_dump_json(), device)
     return ResidentData(resident, augmentation, batch_size, seed)

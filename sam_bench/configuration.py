@@ -68,7 +68,7 @@ def leave_out_where_absent(
                 del within[path.pop()]
                 if within:
                     break
-        lines.append(f"{name}={value} is left out: {group}={chosen or 'none'} has no such setting")
+        lines.append(f"{name}={value} is ignored: {group}={chosen or 'none'} has no such setting")
     return lines
 
 

@@ -9,7 +9,7 @@ from sam_bench.errors import SettingError
 def replace(path: Path, *content: bytes | memoryview | str) -> None:
     """Write `content` to `path` atomically: readers, also after a kill, see the old file or the new one, never a part.
 
-    Raises a SettingError if no space or no permission.
+    Raises a SettingError if there is no space or no permission.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -21,4 +21,4 @@ def replace(path: Path, *content: bytes | memoryview | str) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise SettingError(f"runs: cannot write {path}: {error.strerror}; what was saved before is kept") from error
+        raise SettingError(f"{path}: cannot be written ({error.strerror}); its previous content is kept") from error

@@ -29,7 +29,7 @@ def one_line(error: BaseException, arguments: list[str]) -> str:
     if found := re.match(r"Ambiguous value for argument '(.+?)'", text):
         return f"{found[1]}: several values need -m, which trains each of them"
     if found := re.match(r"Multiple values for (\S+)\.|(\S+) appears more than once", text):
-        return f"{found[1] or found[2]}: is chosen already; give one choice, without a +"
+        return f"{found[1] or found[2]}: is already chosen; give one choice, without a +"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: no such choice{did_you_mean(name, error.options)}; choose {', '.join(error.options)}"
@@ -37,14 +37,14 @@ def one_line(error: BaseException, arguments: list[str]) -> str:
         return f"{error.override}: is not NAME=VALUE ({reason(error)})"
     if found := re.match(r"Could not override '(.+?)'\. No match in the defaults list", text):
         if found[1] == "optimizer/inner":
-            return "optimizer/inner: this optimizer wraps no other method; rst and grst do"
+            return "optimizer/inner: this optimizer wraps no other method; rst, grst and late_sam do"
         return f"{found[1]}: is not a group of this configuration; --help lists the groups"
     if (found := re.match(r"Error merging override (\S+?)=", text)) and cause:
         return f"{found[1]}: {reason(cause)}"
     if (found := re.match(r"Could not override '(.+?)'", text)) and isinstance(cause, OmegaConfBaseException):
         return _no_such_setting(found[1], cause)
     if found := re.match(r"Could not append to config. An item is already at '(.+?)'", text):
-        return f"{found[1]}: is a setting already; leave out the +"
+        return f"{found[1]}: is already a setting; drop the +"
     if isinstance(cause, OmegaConfBaseException):
         text = f"{text}: {reason(cause)}"
     return text or type(error).__name__
@@ -65,5 +65,5 @@ def _no_such_setting(name: str, error: OmegaConfBaseException) -> str:
     hint = f", did you mean {elsewhere[0]}?" if elsewhere else did_you_mean(setting, known or root)
     listed = f"; {group} has {', '.join(known)}" if known else ""
     if any(setting in file for file in group_files(group, [CONF]).values()):
-        listed += f"; in a sweep, ++{name}=VALUES means where there is one"
+        listed += f"; in a sweep, ++{name}=VALUES applies to the methods that have it"
     return f"{name}: no such setting{hint}{listed}"

@@ -408,7 +408,7 @@ def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -
         def clip(*_: Any) -> None:
             nn.utils.clip_grad_norm_(params, limit)
 
-        # a hook of the base sees the gradient that it is about to step along, whatever the method
+        # a hook of the base sees the final gradient, for every method
         optimizer.innermost.register_step_pre_hook(clip)
     closure = BatchClosure(
         model,

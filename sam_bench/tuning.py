@@ -55,7 +55,7 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
         skipped = skipped or f"no trial of {candidate} has the settings of this run"
     with open_dict(config):
         del config["tuned"]
-    return [f"tuned={name} is left out: {skipped}"]
+    return [f"tuned={name} is ignored: {skipped}"]
 
 
 class Trial(BaseModel):

@@ -67,15 +67,15 @@ def test_a_slow_write_does_not_hold_up_the_epoch_and_keeps_its_own_numbers():
 
 def test_a_failed_write_is_raised_at_the_next_epoch_and_at_the_end():
     def fail(_):
-        raise SettingError("runs: cannot write")
+        raise SettingError("cannot be written")
 
     checkpoints = Checkpoints(fail, 0)
     checkpoints.offer(state(1))
     while not checkpoints.writing.done():
         time.sleep(0.01)
-    with pytest.raises(SettingError, match="cannot write"):
+    with pytest.raises(SettingError, match="cannot be written"):
         checkpoints.offer(state(2))
-    with pytest.raises(SettingError, match="cannot write"):
+    with pytest.raises(SettingError, match="cannot be written"):
         checkpoints.close()
     written = Writes()
     checkpoints.write = written  # there is space again

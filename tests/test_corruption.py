@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_written_is_no_fault_of_the_checkpoint(command, un
     (unfinished / "metrics.csv").mkdir()
     status, _, err = command(*TINY)
     assert status == 2
-    assert f"cannot write {unfinished / 'metrics.csv'}: Is a directory" in one_line(err)
+    assert f"{unfinished / 'metrics.csv'}: cannot be written (Is a directory)" in one_line(err)
     assert "start over" not in err
 
 

@@ -315,8 +315,8 @@ BAD_ARRAYS = {
     "classes that are no number": (changed(classes=True), "classes=True"),
     "far more classes than images": (changed(classes=10**12), "but no training image has class 4"),
     "a class without images": (changed(classes=5), "classes=5, but no training image has class 4"),
-    "a plain tuple": (tuple(GOOD), "gave a tuple, not Arrays"),
-    "nothing": (None, "gave a NoneType, not Arrays"),
+    "a plain tuple": (tuple(GOOD), "returned a tuple, not Arrays"),
+    "nothing": (None, "returned a NoneType, not Arrays"),
 }
 
 

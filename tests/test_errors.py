@@ -202,7 +202,7 @@ WRONG: list[tuple[list[str], int, list[str]]] = [
     # groups and names that there are not
     *(([f"{group}=null"], 2, [f"{group}=null: should be a file of conf/{group}/"]) for group in GROUPS),
     *(([f"{group}=3"], 2, [f"{group}=3: should be a file of conf/{group}/"]) for group in GROUPS),
-    *(([f"+{group}={name}"], 2, [f"{group}: is chosen already; give one choice"]) for group, name in GROUPS.items()),
+    *(([f"+{group}={name}"], 2, [f"{group}: is already chosen; give one choice"]) for group, name in GROUPS.items()),
     *(([f"{group}={name}x"], 2, [f"{group}={name}x: no such choice, did you mean"]) for group, name in GROUPS.items()),
     *(
         ([f"~{group}"], 2, [f"{group}=null: should be a file"])
@@ -273,11 +273,11 @@ WRONG: list[tuple[list[str], int, list[str]]] = [
     (["optimizer.base=null"], 2, ["optimizer.base=null: should be a file of conf/optimizer/base/"]),
     (["optimizer._target_=null"], 2, ["optimizer._target_=null: should be the dotted name"]),
     (["optimizer._target_=3"], 2, ["optimizer._target_=3: should be the dotted name"]),
-    (["model._target_=os.getcwd"], 2, ["model._target_=os.getcwd: gave a str, not a torch.nn.Module"]),
-    (["dataset._target_=os.getcwd"], 2, ["dataset=digits: gave a str, not Arrays"]),
+    (["model._target_=os.getcwd"], 2, ["model._target_=os.getcwd: returned a str, not a torch.nn.Module"]),
+    (["dataset._target_=os.getcwd"], 2, ["dataset=digits: returned a str, not Arrays"]),
     (["~trainer.epochs"], 2, ["trainer.epochs: is missing"]),
     (["~nope"], 2, ["'nope' does not exist"]),
-    (["+trainer.epochs=3"], 2, ["trainer.epochs: is a setting already; leave out the +"]),
+    (["+trainer.epochs=3"], 2, ["trainer.epochs: is already a setting; drop the +"]),
     # numbers that are none, and the other way round
     *(([f"{name}=true"], 2, [f"{name}=true: should be"]) for name in NUMBERS),
     *(([f"{name}=many"], 2, [f"{name}=many: should be"]) for name in NUMBERS),
@@ -556,7 +556,9 @@ def test_a_write_that_fails_keeps_the_last_good_checkpoint(tmp_path, capfd):
     process = in_a_process(limited, arguments)
     process.join()
     assert process.exitcode == 2
-    assert f"cannot write {last}: File too large; what was saved before is kept" in one_line(capfd.readouterr().err)
+    assert f"{last}: cannot be written (File too large); its previous content is kept" in one_line(
+        capfd.readouterr().err
+    )
     assert last.read_bytes() == good
     assert not list(last.parent.glob("*.partial"))
 

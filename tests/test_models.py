@@ -70,7 +70,7 @@ def test_wrong_models(overrides, message):
 
 def test_a_target_that_is_no_network():
     wrong = Target.model_validate({"name": "x", "_target_": "builtins.dict"})
-    with pytest.raises(SettingError, match=r"model._target_=builtins.dict: gave a dict, not a torch.nn.Module"):
+    with pytest.raises(SettingError, match=r"model._target_=builtins.dict: returned a dict, not a torch.nn.Module"):
         create_model(wrong, 10, 3, 32)
 
 

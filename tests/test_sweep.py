@@ -27,7 +27,7 @@ def test_four_methods_and_three_values_of_rho(command):
     expected += [(name, rho, s) for name in ("sam", "asam", "ssam_f") for rho in (0.05, 0.1, 0.5) for s in (0, 1)]
     assert trained(command) == sorted(expected, key=str)
     assert out.count("finished before") == 4  # SGD at the other two values
-    assert out.count("optimizer.rho=0.1 is left out: optimizer=sgd has no such setting\n") == 2
+    assert out.count("optimizer.rho=0.1 is ignored: optimizer=sgd has no such setting\n") == 2
     assert "optimizer=sam has no such setting" not in out
 
 
@@ -36,7 +36,7 @@ def test_a_left_out_setting_leaves_no_trace(command):
         "-m", *ONE_EPOCH, "optimizer=sgd", "++optimizer.rho=0.1,0.2", "++optimizer.inner.eta=0.1"
     )
     assert status == 0, err
-    assert out.count("optimizer.inner.eta=0.1 is left out: optimizer.inner=none has no such setting\n") == 2
+    assert out.count("optimizer.inner.eta=0.1 is ignored: optimizer.inner=none has no such setting\n") == 2
     assert "finished before" in command(*ONE_EPOCH, "optimizer=sgd")[1]
     assert len(command.folders()) == 1
 
@@ -60,16 +60,16 @@ def test_settings_within_settings_and_outside_of_groups(command):
     status, out, err = command("-m", *ONE_EPOCH, *nested)
     assert status == 0, err
     assert len(command.folders()) == 6  # two seeds of SGD once, of late SAM twice
-    assert out.count("optimizer.schedule.b=0.5 is left out: optimizer=sgd has no such setting\n") == 2
-    assert "seed=" not in "".join(line for line in out.splitlines() if "is left out" in line)
+    assert out.count("optimizer.schedule.b=0.5 is ignored: optimizer=sgd has no such setting\n") == 2
+    assert "seed=" not in "".join(line for line in out.splitlines() if "is ignored" in line)
 
 
 def test_a_schedule_is_left_out_where_none_is_taken(command):
     status, out, err = command("-m", *ONE_EPOCH, "optimizer=sgd,rst", "schedule=constant", "++schedule.p=0.25")
     assert status == 0, err
-    assert "schedule=constant is left out: optimizer=sgd takes no schedule\n" in out
-    assert "++schedule.p=0.25 is left out: optimizer=sgd takes no schedule\n" in out
-    assert out.count("is left out") == 2
+    assert "schedule=constant is ignored: optimizer=sgd takes no schedule\n" in out
+    assert "++schedule.p=0.25 is ignored: optimizer=sgd takes no schedule\n" in out
+    assert out.count("is ignored") == 2
     status, _, err = command("-m", *ONE_EPOCH, "optimizer=sgd", "schedule=constant", "++schedule.pp=0.25")
     assert status == 2
     assert "schedule.pp: no schedule has such a setting" in one_line(err)
@@ -95,7 +95,7 @@ def test_the_plain_spelling_is_refused_with_the_one_that_works(command):
     status, _, err = command("-m", *ONE_EPOCH, "optimizer=sgd,sam", "optimizer.rho=0.1,0.2")
     assert status == 2
     assert "optimizer.rho: no such setting" in one_line(err)
-    assert "in a sweep, ++optimizer.rho=VALUES means where there is one" in err
+    assert "in a sweep, ++optimizer.rho=VALUES applies to the methods that have it" in err
     assert not command.folders()
 
 

@@ -56,7 +56,7 @@ class Resident(NamedTuple):
 def check_arrays(where: str, arrays: Any) -> None:
     """Raise a SettingError for the first thing that is wrong with what a loader returned; `where` names the loader."""
     if not isinstance(arrays, Arrays):
-        raise SettingError(f"{where}: gave a {type(arrays).__name__}, not Arrays")
+        raise SettingError(f"{where}: returned a {type(arrays).__name__}, not Arrays")
     for name, value in zip(Arrays._fields[:4], arrays[:4], strict=True):
         if not isinstance(value, Tensor):
             raise SettingError(f"{where}: {name} is a {type(value).__name__}, not a torch.Tensor")

@@ -3,7 +3,7 @@
 Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimization, ICLR 2023, arXiv 2304.14647.
 
     x_t ≥ μ + c_tσ:  a SAM step, which keeps g_v = gₛ - (⟨gₛ, g⟩/‖g‖²) g
-    else:            the base steps along g + α(‖g‖/‖g_v‖) g_v
+    else:            base step with gradient g + α(‖g‖/‖g_v‖) g_v
 
 Policy: see `aesam`. Reuse: see `looksam`. Since the mean starts at 0, the first step is a SAM step (at δ = 0.9 for any
 c up to 3), so there is a g_v from then on; before that it is 0.

@@ -5,7 +5,7 @@ Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimizat
     x_t = ‖∇L_B(θ)‖²
     μ ← δμ + (1 - δ)x_t        σ² ← δσ² + (1 - δ)(x_t - μ)²        μ = σ² = 0 at first
     c_t = (t/T)λ₁ + (1 - t/T)λ₂
-    x_t ≥ μ + c_tσ:  a SAM step, whose first pass is the one above;  else a base step along g
+    x_t ≥ μ + c_tσ:  a SAM step, whose first pass is the one above;  else base step with gradient g
 
 The expected cost is 1.5 if x_t is normally distributed and λ₁ = -λ₂.
 Deviations: none known. No code of the authors is known to us; the order of the updates follows three third-party

@@ -5,7 +5,7 @@ arXiv 2102.11600.
 
     T = |θ| + η on weights, 1 on all other parameters
     ε = ρ T²g/‖Tg‖₂
-    θ ← base step from θ along ∇L_B(θ + ε)
+    θ ← base step from θ with gradient ∇L_B(θ + ε)
 
 As in the authors' code, a weight is a parameter whose name contains "weight": those of convolutions, linear layers and
 normalization layers, but not biases, position embeddings and class tokens.

@@ -6,12 +6,12 @@ Deng, Pang, Zhang, Wang: Asymptotic Unbiased Sample Sampling to Speed Up Sharpne
     s_i = f_min + (F - f_min)(a_i - min a)/(max a - min a)      over the batch;  F rises from f_min to f_max in a ramp
     S  ⊂ B: a share of it, drawn without replacement with probabilities proportional to s_i
     ε = ρ g/‖g‖₂,   g = ∇L_S(θ)
-    θ ← base step from θ along ∇L_S(θ + ε)
+    θ ← base step from θ with gradient ∇L_S(θ + ε)
 
 In the first epochs S = B. Until example i has been measured, a_i = 1.
-Deviations: the ramp moves every step, theirs every epoch. If all a_i are equal, so are the s_i (theirs divide by 0).
+Deviations: the ramp rises every step, theirs every epoch. If all a_i are equal, so are the s_i (theirs divide by 0).
 As in their code, the drawn losses are not re-weighted. With `ascent_share` < 1 the first pass sees that share of S, in
-the order of the draw, and a_i moves for those. The draw of step t follows from (seed, t).
+the order of the draw, and only their a_i are updated. The draw of step t depends only on (seed, t).
 """
 
 from typing import Unpack
@@ -33,13 +33,13 @@ class AUSAM(SAM):
     Args:
         base, rho, model, ascent_share: see `SAM`.
         train_size: number of examples in the training set.
-        share: of the batch, in (0, 1]; 1 is SAM.
+        share: |S|/|B|, in (0, 1]; 1 is SAM.
         f_min: the smallest s, > 0.
-        f_max: the largest s, reached at the end of the ramp.
-        ramp_steps: steps in which the largest s rises from f_min to f_max.
-        full_steps: number of first steps with S = B.
+        f_max: the largest s at the end of the ramp.
+        ramp_steps: number of steps in which the largest s rises from f_min to f_max.
+        full_steps: number of initial steps with S = B.
         total_steps: T, for the expected cost.
-        seed: of the draws, ≥ 0.
+        seed: seed of the random draws, ≥ 0.
     """
 
     paper = "Deng et al., arXiv 2406.08001"
@@ -88,7 +88,7 @@ class AUSAM(SAM):
         return self.share == 1 or self.t < self.full_steps
 
     def begin(self) -> None:
-        """Put the numbers of the step where a captured update reads them."""
+        """Write the numbers of this step into the tensors that a captured update reads."""
         ramp = min(1.0, self.t / self.ramp_steps) if self.ramp_steps else 1.0
         self.F.fill_(self.f_min + (self.f_max - self.f_min) * ramp)
         if self.noise is not None:

@@ -63,4 +63,4 @@ def require_boolean(name: str, value: Any) -> None:
 def require_start(name: str, value: Any, step: int, total_steps: int | None) -> None:
     """Raise an ArgumentError if what starts at this step would start after the training, if its length is known."""
     if total_steps is not None and step >= total_steps:
-        raise ArgumentError(name, value, f"before the end of the training of {total_steps} steps; or train longer")
+        raise ArgumentError(name, value, f"before the end of the training, which has {total_steps} steps")

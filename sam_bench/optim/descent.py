@@ -295,7 +295,7 @@ class Descent(Optimizer):
 
     @staticmethod
     def grads(params: list[Tensor]) -> list[Tensor]:
-        """The gradients of the parameters; those without a gradient are left out."""
+        """The gradients of those parameters that have one."""
         return [p.grad for p in params if p.grad is not None]
 
     def scratch(self, name: str, params: list[Tensor]) -> list[Tensor]:

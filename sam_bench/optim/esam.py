@@ -2,14 +2,14 @@
 
 Du et al.: Efficient Sharpness-aware Minimization for Improved Training of Neural Networks, arXiv 2110.03141.
 
-    stochastic weight perturbation: each parameter tensor is kept with probability β, the others skip their gradient in
-        the first pass;  ε = ρ g/(β‖g‖₂) on the kept ones
+    stochastic weight perturbation: each parameter tensor is perturbed with probability β; the others get no
+        gradient in the first pass;  ε = ρ g/(β‖g‖₂) on the perturbed ones
     sharpness-sensitive data selection: B⁺ = the share γ of B with the largest ℓᵢ(θ + ε) - ℓᵢ(θ)
-    θ ← base step from θ along ∇L_B⁺(θ + ε)
+    θ ← base step from θ with gradient ∇L_B⁺(θ + ε)
 
 With γ < 1 one more forward pass ranks the samples. β < 1 saves a part of the first backward, which is not counted.
-Deviations: the coins of step t follow from (seed, t). At least one tensor is kept (theirs fails without one); as in
-theirs, all are kept in the first step. Exactly γ|B| samples are selected, theirs one fewer. With `ascent_share` < 1,
+Deviations: the draws of step t depend only on (seed, t). At least one tensor is perturbed (theirs fails on none).
+In the first step all are, as in theirs. Exactly γ|B| samples are selected, theirs one fewer. With `ascent_share` < 1,
 the losses at θ of the other samples, which the ranking needs, take a forward pass of their own, and BatchNorm sees two
 batches there.
 With β < 1 the tensors that skip their gradient change every step, so the step is neither captured nor compiled.
@@ -36,7 +36,7 @@ class ESAM(SAM):
         base, rho, model, ascent_share: see `SAM`.
         beta: β in (0, 1], the probability that a tensor is perturbed.
         gamma: γ in (0, 1], the share of the batch in the second pass.
-        seed: of the random draws, ≥ 0.
+        seed: seed of the random draws, ≥ 0.
     """
 
     paper = "Du et al., arXiv 2110.03141"

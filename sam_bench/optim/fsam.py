@@ -5,7 +5,7 @@ Li, Zhou, He, Cheng, Huang: Friendly Sharpness-Aware Minimization, arXiv 2403.12
     d = g - σm                m as it was before this step; in the first step m = g and d = g
     m ← λm + (1 - λ)g
     ε = ρ d/‖d‖₂
-    θ ← base step from θ along ∇L_B(θ + ε)
+    θ ← base step from θ with gradient ∇L_B(θ + ε)
 
 Deviations: d uses m from before the step, as in the authors' code. The paper's text uses the new m, which for σ = 1
 gives the same direction. Under RST, m moves only in sharpness-aware steps.

@@ -4,10 +4,10 @@ Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational 
 arXiv 2203.09962.
 
     X_t ~ Bernoulli(p(t/T))
-    X_t = 1:  the base steps along (1 - γ)g + γgₛ      gₛ: the inner method's gradient
-    X_t = 0:  the base steps along g
+    X_t = 1:  base step with gradient (1 - γ)g + γgₛ      gₛ: the inner method's gradient
+    X_t = 0:  base step with gradient g
 
-γ = 1 is RST, γ > 1 extrapolates; γ = λ/ρ penalizes the gradient norm with λ‖∇L‖. In expectation the step follows
+γ = 1 is RST, γ > 1 extrapolates; γ = λ/ρ penalizes the gradient norm with λ‖∇L‖. The expected gradient is
 g + p(t)γ(gₛ - g), so a target regularization weight w asks for γ(t) = w/p(t); w = 1 is SAM's own.
 Deviations: the authors' code mixes ĝ = g/‖g‖ instead of g by default, which differs from the formula unless γ = 1; here
 `unit_norm=True` asks for that. γ(t) is capped, since w/p(t) has no bound where p(t) goes to 0. g is that of the inner

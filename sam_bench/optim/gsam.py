@@ -5,7 +5,7 @@ Zhuang et al.: Surrogate Gap Minimization Improves Sharpness-Aware Training, arX
     ε  = ρ_t g/‖g‖₂                  ρ_t = ρ_min + (ρ_max - ρ_min) lr_t/lr_max
     gₛ = ∇L_B(θ + ε)
     g  = g∥ + g⊥                     parallel and orthogonal to gₛ, over all parameters together
-    θ ← base step from θ along gₛ - αg⊥
+    θ ← base step from θ with gradient gₛ - αg⊥
 
 Deviations: ρ_t is ρ_min at a learning rate of 0. The authors' example uses ASAM's ε; this class uses SAM's.
 """

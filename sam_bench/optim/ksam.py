@@ -5,7 +5,7 @@ arXiv 2210.12864.
 
     K = the k samples of B with the highest ℓᵢ(θ), by a forward pass
     ε = ρ g/‖g‖₂,   g = ∇L_K(θ)
-    θ ← base step from θ along ∇L_K(θ + ε)
+    θ ← base step from θ with gradient ∇L_K(θ + ε)
 
 Deviations: k is given as a share of the batch; K is chosen once, at θ. No code of the authors is known to us. The
 forward pass over the whole batch is the first of the step, so its loss is returned and it updates the BatchNorm

@@ -3,8 +3,8 @@
 Liu, Mai, Chen, Hsieh, You: Towards Efficient and Scalable Sharpness-Aware Minimization, arXiv 2203.02714.
 
     every k-th step, from the first:   gₛ = ∇L_B(θ + ε) as in SAM;  g_v = gₛ - (⟨gₛ, g⟩/‖g‖²) g
-                                       the base steps along gₛ
-    all others:                        the base steps along g + α(‖g‖/‖g_v‖) g_v
+                                       base step with gradient gₛ
+    all others:                        base step with gradient g + α(‖g‖/‖g_v‖) g_v
 
 Norms are over all parameters together. α = 0 is periodic SAM, which keeps no g_v.
 Deviations: none known. The authors published no code, and third-party ports differ in whose norms are meant. Under RST
@@ -29,7 +29,7 @@ class LookSAM(SAM):
 
     Args:
         base, rho, model, ascent_share: see `SAM`.
-        k: ≥ 1, the period of the sharpness-aware steps.
+        k: the period of the sharpness-aware steps, ≥ 1.
         alpha: α ≥ 0, the size of the reused part relative to g.
     """
 

@@ -2,7 +2,7 @@
 
 Du, Zhou, Feng, Tan, Zhou: Sharpness-Aware Training for Free, arXiv 2205.14083.
 
-    θ ← base step along ∇[L_B(θ) + λτ² · mean over B of KL(softmax(f(x_i, θ̄)/τ) ‖ softmax(f(x_i, θ)/τ))]
+    θ ← base step with gradient ∇[L_B(θ) + λτ² · mean over B of KL(softmax(f(x_i, θ̄)/τ) ‖ softmax(f(x_i, θ)/τ))]
     θ̄ ← δθ̄ + (1 - δ)θ        after each step, BatchNorm statistics too; no term before epoch E_start
 
 The averaged model is evaluated in evaluation mode.
@@ -29,12 +29,12 @@ class MESA(Descent):
     Args:
         base: see `Descent`.
         model: required; it is trained and averaged.
-        lam: λ ≥ 0.
+        lam: λ ≥ 0, the weight of the term.
         tau: τ in (0, 10⁶], the temperature.
         tau_squared: include the factor τ².
         decay: δ in [0, 1), of the average.
         start_steps: E_start, in steps.
-        total_steps: T; with it, a term that would never start is refused.
+        total_steps: T; if given, it is an error if the term would never start.
     """
 
     paper = "Du et al., arXiv 2205.14083"
@@ -72,7 +72,7 @@ class MESA(Descent):
 
     @property
     def variant(self) -> bool:
-        """Whether there is a term."""
+        """Whether the step has the term."""
         return self.t >= self.start_steps
 
     def update(self, closure: Closure) -> Tensor:

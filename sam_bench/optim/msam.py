@@ -2,7 +2,7 @@
 
 Becker, Altrock, Risse: Momentum-SAM: Sharpness Aware Minimization without Computational Overhead, arXiv 2401.12033.
 
-    θ ← base step from θ along ∇L_B(θ - ρ v/‖v‖₂)      v: the base optimizer's momentum
+    θ ← base step from θ with gradient ∇L_B(θ - ρ v/‖v‖₂)      v: the base optimizer's momentum
 
 In the first step there is no v, and no perturbation.
 Deviations: the authors keep the weights perturbed from step to step and undo it for tests and checkpoints; here every

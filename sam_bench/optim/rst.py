@@ -5,7 +5,7 @@ arXiv 2203.09962.
 
     X_t ~ Bernoulli(p(t/T))        one draw for the whole global batch
     X_t = 1:  a step of the inner sharpness-aware method
-    X_t = 0:  a step of the base optimizer along ∇L_B(θ)
+    X_t = 0:  base step with gradient ∇L_B(θ)
 
 Both share the learning rate and the base optimizer's state. Expected cost: 1 + (1/T) Σ p(t/T) for an inner method of
 cost 2.
@@ -43,7 +43,7 @@ class RST(Descent):
         inner: the method of the steps with X_t = 1. In the other steps, its base optimizer is used alone.
         schedule: p(s), a function of s = t/T in [0, 1] with values in [0, 1], such as `Linear(0, 1)`.
         total_steps: T ≥ 1, the number of steps of the training. Later steps draw with p(1).
-        seed: of the random draws, ≥ 0.
+        seed: seed of the random draws, ≥ 0.
         warmup_steps: number of first steps with X_t = 0, less than T.
 
     Raises:
@@ -52,7 +52,7 @@ class RST(Descent):
 
     paper = "Zhao et al., arXiv 2203.09962"
     cost = "1 + mean of p × (inner's - 1)"
-    unschedulable = "it tosses a coin itself"
+    unschedulable = "it draws its sharpness-aware steps itself"
     wraps_methods = True
 
     def __init__(
@@ -75,7 +75,7 @@ class RST(Descent):
         self.whole_first_pass = inner.whole_first_pass
         self.schedule = schedule
         self.total_steps, self.seed, self.warmup_steps = total_steps, seed, warmup_steps
-        # of a very long training, over evenly spaced steps
+        # a very long training is checked and averaged over evenly spaced steps
         steps = range(0, total_steps, max(1, total_steps // 100_000))
         probabilities = [self.p(t) for t in steps]
         for p in probabilities:
@@ -89,7 +89,7 @@ class RST(Descent):
         return probability(self.schedule, t, self.total_steps, self.warmup_steps)
 
     def draw(self, t: int) -> bool:
-        """X_t. Any t may be asked for at any time."""
+        """X_t, for any step t, past or future."""
         return draw(self.seed, t, self.p(t))
 
     def samples(self, closure: Closure) -> SampleClosure:

@@ -2,7 +2,7 @@
 
 Du, Zhou, Feng, Tan, Zhou: Sharpness-Aware Training for Free, arXiv 2205.14083.
 
-    θ ← base step along ∇[L_B(θ) + λτ² · mean over B of KL(softmax(old_i/τ) ‖ softmax(f(x_i, θ)/τ))]
+    θ ← base step with gradient ∇[L_B(θ) + λτ² · mean over B of KL(softmax(old_i/τ) ‖ softmax(f(x_i, θ)/τ))]
     old_i: the logits of example i Ẽ epochs ago, under that epoch's augmentation; no term before epoch E_start
 
 Deviations: the factor τ² is that of the authors' code, which their λ belongs to; `tau_squared=False` leaves it out. The
@@ -27,13 +27,13 @@ class SAF(Descent):
     Args:
         base, model: see `Descent`.
         train_size: number of examples in the training set.
-        steps_per_epoch: ≥ 1.
-        lam: λ ≥ 0.
+        steps_per_epoch: number of steps per epoch, ≥ 1.
+        lam: λ ≥ 0, the weight of the term.
         tau: τ in (0, 10⁶], the temperature.
         tau_squared: include the factor τ².
-        lag_epochs: Ẽ from 1 to 1000; as many outputs of the training set are kept.
+        lag_epochs: Ẽ, from 1 to 1000. The outputs of the whole training set are kept Ẽ times.
         start_steps: E_start, in steps.
-        total_steps: T; with it, a term that would never start is refused.
+        total_steps: T; if given, it is an error if the term would never start.
     """
 
     paper = "Du et al., arXiv 2205.14083"
@@ -75,7 +75,7 @@ class SAF(Descent):
 
     @property
     def variant(self) -> bool:
-        """Whether there is a term."""
+        """Whether the step has the term."""
         return self.t >= max(self.start_steps, self.lag_epochs * self.steps_per_epoch)
 
     def begin(self) -> None:

@@ -5,7 +5,7 @@ arXiv 2010.01412.
 
     g = ∇L_B(θ)
     ε = ρ g/‖g‖₂               the norm over all perturbed parameters together
-    θ ← base step from θ along ∇L_B(θ + ε)
+    θ ← base step from θ with gradient ∇L_B(θ + ε)
 
 A parameter group may have a ρ of its own, `group["rho"]`, which a scheduler may change. A group with ρ = 0 is not
 perturbed and not part of the norm. SAM-ON (Müller et al., arXiv 2306.04226) is ρ = 0 on all but normalization layers.

@@ -4,7 +4,7 @@ Mi et al.: Make Sharpness-Aware Minimization Stronger: A Sparsified Perturbation
 Mi et al.: Systematic Investigation of Sparse Perturbed Sharpness-Aware Minimization Optimizer, arXiv 2306.17504.
 
     ε = m ⊙ ρ g/‖g‖₂        m in {0, 1}; the norm is that of the whole g, so ‖ε‖ ≤ ρ
-    θ ← base step from θ along ∇L_B(θ + ε)
+    θ ← base step from θ with gradient ∇L_B(θ + ε)
 
 Forms: `explicit`: g is dense, then masked. `implicit`: the first backward is itself sparse, see `sparse_backward`.
 `emulated`: the same with dense products, to study its accuracy. Patterns: see `masks`.
@@ -36,12 +36,12 @@ class SSAM(SAM):
 
     Args:
         base, rho, model, ascent_share: see `SAM`.
-        update_steps: steps between two masks; usually those of an epoch.
-        sparsity: s in [0, 1), the share of the parameters that are not perturbed, 0.5 if not given; not with `n:m`.
+        update_steps: number of steps between two masks, usually one epoch.
+        sparsity: s in [0, 1), the share of the weights that is not perturbed. Default: 0.5. Not allowed with `n:m`.
         pattern: one of `masks.PATTERNS`.
-        n, m: n of every m consecutive weights are perturbed, 2 of 4 if not given; only with the pattern `n:m`.
+        n, m: n of every m consecutive weights are perturbed. Default: 2 of 4. Only with the pattern `n:m`.
         form: one of `FORMS`.
-        seed: of the draws, ≥ 0.
+        seed: seed of the random draws, ≥ 0.
     """
 
     paper = "Mi et al., arXiv 2210.05177, 2306.17504"
@@ -95,7 +95,7 @@ class SSAM(SAM):
         return [p for p in self.params() if p.requires_grad]
 
     def is_due(self) -> bool:
-        """Whether the mask belongs to an earlier period."""
+        """Whether the mask is from an earlier period, so that this step needs a new one."""
         return self.t // self.update_steps != self.period
 
     def set_mask(self, scores: list[Tensor]) -> None:

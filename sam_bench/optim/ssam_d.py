@@ -1,17 +1,17 @@
-"""SSAM-D: sparse SAM whose mask moves by dropping and growing.
+"""SSAM-D: sparse SAM whose mask changes by dropping and growing weights.
 
 Mi et al., arXiv 2210.05177 and 2306.17504.
 
     at first m has ones at a random share 1 - s
     every update_steps steps, in period e of E:   f = (drop_rate/2)(1 + cos(πe/E))
-        drop the share f of the alive weights with the smallest |g|;  grow equally many dead ones, at random
-    ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ along ∇L_B(θ + ε)
+        drop the share f of the active weights with the smallest |g|;  grow equally many inactive ones, at random
+    ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ with gradient ∇L_B(θ + ε)
 
-g is that of the step's first pass. What is drawn follows from (seed, period). Forms, patterns: see `ssam`.
-Deviations: those of `ssam`. A new mask holds from the step in which it is due; theirs moves after that step's
-perturbation and holds from the next one. As many weights grow as were dropped. A dropped one grows again only if there
-are too few others. So the alive share is constant (theirs falls). With `tensor` and `channel`, whole units are dropped,
-up to f of the alive elements, and units that fit into the share grow. With `n:m`, each group keeps its n.
+g is the gradient of the step's first pass. The draws depend only on (seed, period). Forms, patterns: see `ssam`.
+Deviations: those of `ssam`. A new mask applies from the step in which it is due; theirs changes after that step's
+perturbation and applies from the next one. As many weights grow as were dropped, so the active share is constant
+(theirs falls). A dropped weight grows again only if there are too few others. With `tensor` and `channel`, whole units
+are dropped, up to f of the active elements, and units that fit into the share grow. With `n:m`, each group keeps its n.
 """
 
 import math
@@ -36,9 +36,9 @@ class SSAMD(SSAM):
     Args:
         base, rho: see `SAM`.
         total_steps: T ≥ 1; E = T/update_steps.
-        drop_rate: share of the alive weights to drop at first, in [0, 1].
-        drop: what to rank by; the smallest are dropped: `gradient`, `weight` or `random`.
-        grow: what to rank by; the largest grow: the same choices.
+        drop_rate: initial share of the active weights to drop, in [0, 1].
+        drop: criterion for dropping: `gradient`, `weight` or `random`. The smallest are dropped.
+        grow: criterion for growing, with the same choices. The largest grow.
         further: see `SSAM`.
     """
 
@@ -66,43 +66,43 @@ class SSAMD(SSAM):
             self.set_mask(self.criterion("random", self.perturbable(), self.generator(0)))
 
     def generator(self, period: int) -> torch.Generator:
-        """The generator that a period's mask is drawn from."""
+        """The random generator for the mask of a period."""
         return torch.Generator(self.params()[0].device).manual_seed(derived_seed("ssam_d", self.seed, period))
 
     @property
     def variant(self) -> Hashable:
-        """The period if the step moves the mask, which makes it the only one of its variant."""
+        """The period if the step changes the mask; such a step is the only one of its variant."""
         return self.t // self.update_steps if self.is_due() else None
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
-        """ε, after moving the mask if that is due."""
+        """ε, with a new mask if one is due."""
         if self.is_due():
-            self.move()
+            self.change_mask()
         return super().epsilon(params)
 
-    def move(self) -> None:
-        """Drop and grow."""
+    def change_mask(self) -> None:
+        """Change the mask: drop and grow."""
         params = self.perturbable()
         e = self.t // self.update_steps
         f = self.drop_rate / 2 * (1 + math.cos(math.pi * min(1.0, e * self.update_steps / self.total_steps)))
         draw = self.generator(e)
         units = "unstructured" if self.pattern == "n:m" else self.pattern
-        alive = torch.cat([unit_scores(m, units) for m in self.memory("mask", params)]) > 0
+        active = torch.cat([unit_scores(m, units) for m in self.memory("mask", params)]) > 0
         to_drop, to_grow = (
             torch.cat([unit_scores(s, units).float() for s in self.criterion(name, params, draw)])
             for name in (self.drop, self.grow)
         )
         sizes = torch.cat([unit_sizes(p, units) for p in params])
-        smallest = to_drop.masked_fill(~alive, torch.inf).argsort(stable=True)
-        dropped = smallest[sizes[smallest].cumsum(0) <= int(f * sizes[alive].sum())]
-        # a score that ranks: those that stay, then the dead in the order of growing, then the dropped
-        rank = (to_grow.argsort(stable=True).argsort() / len(alive)).float()
-        score = torch.where(alive, torch.full_like(rank, 2.0), rank).index_fill_(0, dropped, -1.0)
+        smallest = to_drop.masked_fill(~active, torch.inf).argsort(stable=True)
+        dropped = smallest[sizes[smallest].cumsum(0) <= int(f * sizes[active].sum())]
+        # highest score: those that stay; then the inactive ones by the criterion for growing; then the dropped ones
+        rank = (to_grow.argsort(stable=True).argsort() / len(active)).float()
+        score = torch.where(active, torch.full_like(rank, 2.0), rank).index_fill_(0, dropped, -1.0)
         per_tensor = score.split([unit_scores(p, units).numel() for p in params])
         self.set_mask([spread(scores, p.detach(), units) for scores, p in zip(per_tensor, params, strict=True)])
 
     def criterion(self, name: str, params: list[Tensor], draw: torch.Generator) -> list[Tensor]:
-        """A number per element: |g|, |θ|, or drawn."""
+        """The scores by which elements are ranked: |g|, |θ| or random numbers."""
         if name == "random":
             return [torch.rand(p.shape, generator=draw, device=p.device, dtype=torch.float32) for p in params]
         if name == "weight":

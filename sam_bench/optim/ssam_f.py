@@ -2,12 +2,12 @@
 
 Mi et al., arXiv 2210.05177 and 2306.17504.
 
-    F = Σ over n drawn training examples of (∂ℓᵢ/∂θ)²           refreshed every update_steps steps, from the first on
-    m = 1 at the share 1 - s of the parameters with the largest F, over all of them together
-    ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ along ∇L_B(θ + ε)
+    F = Σ over n random training examples of (∂ℓᵢ/∂θ)²           refreshed every update_steps steps, first at step 0
+    m = 1 for the share 1 - s of all weights with the largest F
+    ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ with gradient ∇L_B(θ + ε)
 
-A refresh takes n gradients of single examples, counted as n/|B| propagations. Its examples follow from (seed, refresh).
-Forms, patterns: see `ssam`.
+A refresh takes n gradients of single examples, counted as n/|B| propagations. Its examples depend only on
+(seed, refresh). Forms, patterns: see `ssam`.
 Deviations: those of `ssam`. The authors' code adds the first sample's gradient to the one of SAM left in `.grad` and
 updates the BatchNorm statistics while it scores; this does neither.
 """
@@ -31,8 +31,8 @@ class SSAMF(SSAM):
         base, rho: see `SAM`.
         sample: called with n and a seed, returns n training images (n, C, H, W) and classes (n,) on the model's device.
         samples: n ≥ 1, at most the number of training images.
-        batch_size: |B|, to count a refresh; None leaves it uncounted.
-        further: see `SSAM`; `model` is required, it is scored.
+        batch_size: |B|, to count the propagations of a refresh; None: they are not counted.
+        further: see `SSAM`. `model` is required, for its per-sample gradients.
     """
 
     cost = "1 + ascent_share, and samples/batch at a new mask"
@@ -55,7 +55,7 @@ class SSAMF(SSAM):
         self.batch_size = batch_size
 
     def begin(self) -> None:
-        """At the start of a period, score and mask."""
+        """At the start of a period, compute the scores and the mask."""
         if self.is_due():
             images, labels = self.sample(self.n_samples, derived_seed("fisher", self.seed, self.t // self.update_steps))
             if len(labels) < self.n_samples:
@@ -66,6 +66,6 @@ class SSAMF(SSAM):
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """SAM's, and the share of a refresh."""
+        """SAM's, and the refreshes."""
         refresh = self.n_samples / self.batch_size if self.batch_size else 0
         return super().expected_propagations_per_step + refresh / self.update_steps

@@ -4,7 +4,7 @@ Li, Giannakis: Enhancing Sharpness-Aware Optimization Through Variance Suppressi
 
     d ← (1 - θ')d + θ'g       in the first step d = g; the paper writes θ for this θ'
     ε = ρ d/‖d‖₂
-    θ ← base step from θ along ∇L_B(θ + ε)
+    θ ← base step from θ with gradient ∇L_B(θ + ε)
 
 Deviations: none.
 """

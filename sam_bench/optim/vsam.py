@@ -4,8 +4,8 @@ Deng, Pang, Zhang, Wang: Effective Gradient Sample Size via Variation Estimation
 Minimization, arXiv 2403.08821.
 
     gₛ = g + PSF,  PSF ≈ ρHĝ                 PSF: what a SAM step adds to the gradient
-    sampled steps:  the base steps along gₛ, and PSF = gₛ - g is kept
-    other steps:    along g + cPSF, c = β, β², … for a number of reuses, then along g
+    sampled steps:  base step with gradient gₛ, and PSF = gₛ - g is kept
+    other steps:    g + cPSF, c = β, β², … for a number of reuses, then g
 
 In the first epochs every step is sampled, then ⌊m⌋ steps of each window of K. m follows ‖PSF‖ and ‖PSF‖/‖g‖ over the
 last N tensors: see `vsam_window`.
@@ -36,10 +36,10 @@ class VSAM(SAM):
         base, rho, model: see `SAM`.
         window, quota, quota_max, alpha_1, alpha_2, seed: see `Window`.
         beta: β in [0, 1].
-        reuses: how often one PSF is reused, ≥ 0.
-        tensors: N ≥ 1.
-        sam_steps: the number of first steps, all sampled.
-        total_steps: T; with it, windows that would never start are refused.
+        reuses: number of steps that reuse one PSF, ≥ 0.
+        tensors: N ≥ 1, the number of last tensors whose norms the quota follows.
+        sam_steps: number of initial steps, all of which are sampled.
+        total_steps: T; if given, it is an error if the windows would never start.
     """
 
     paper = "Deng et al., arXiv 2403.08821"
@@ -78,19 +78,19 @@ class VSAM(SAM):
         device = base.param_groups[0]["params"][0].device
         self.window = Window(window, quota, quota_max, (alpha_1, alpha_2), seed, device)
         self.beta, self.reuses, self.N, self.sam_steps = beta, reuses, tensors, sam_steps
-        self.sampled = False  # whether the step that has begun is
+        self.sampled = False  # whether the current step is
         self.since = reuses  # steps since the last sampled one
         self.c = torch.zeros((), device=device, dtype=torch.float32)
 
     def begin(self) -> None:
-        """Choose, and set c."""
+        """Decide whether the step is sampled, and set c."""
         chosen = self.window.begin(self.t, (self.t - self.sam_steps) % self.window.K)
         self.sampled = chosen or self.t < self.sam_steps
         self.c.fill_(self.beta ** (self.since + 1))
 
     @property
     def variant(self) -> Hashable:
-        """Whether it is sampled, and if not, whether it reuses PSF."""
+        """Whether the step is sampled, and if not, whether it reuses PSF."""
         return self.sampled, self.sampled or self.since < self.reuses
 
     def gradient(self, closure: Closure) -> Tensor:

@@ -57,7 +57,7 @@ class Window:
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # where the next a and b go
 
     def begin(self, t: int, place: int) -> bool:
-        """Whether step t, at this place in its window, is sampled."""
+        """Whether step t, which has this position in its window, is sampled."""
         self.at.fill_(self.n % (2 * self.K))
         u, lacking = random.Random((self.seed << 64) + t).random(), int(self.m) - self.done
         return lacking > 0 and (u < self.m / self.K or self.K - place <= lacking)

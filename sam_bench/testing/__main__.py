@@ -35,7 +35,7 @@ def main() -> int:
     """Check; return 0 if all checks pass, 1 if one fails, 2 if there is no such optimizer."""
     parser = argparse.ArgumentParser(prog="python -m sam_bench.testing", description=__doc__)
     parser.add_argument("target", help="my_package.MySAM, whose constructor takes a base, or my_package.factory(model)")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="where to train: cpu (default), cuda or another torch device")
     args = parser.parse_args()
     module, _, name = args.target.rpartition(".")
     sys.path.insert(0, "")  # as `python -m` does: the current folder

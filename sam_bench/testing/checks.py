@@ -1,4 +1,4 @@
-"""The checks. Each builds an optimizer with the factory it is given and raises an AssertionError if it is at fault."""
+"""The checks. Each builds an optimizer with the given factory and raises an AssertionError if a property fails."""
 
 import copy
 import io
@@ -33,7 +33,7 @@ Step = Callable[[Any, Any], Tensor]
 
 
 class NotApplicable(unittest.SkipTest):
-    """The check says nothing about this optimizer. pytest shows it as skipped."""
+    """The check does not apply to this optimizer. pytest reports it as skipped."""
 
 
 @dataclass
@@ -98,7 +98,7 @@ def learns(s: Subject) -> None:
 
 
 def counts_its_passes(s: Subject) -> None:
-    """`propagations` and `forwards` are the passes that were made."""
+    """`propagations` and `forwards` equal the number of passes that ran."""
     p = problem(s.device)
     spent = {"forward": 0.0, "backward": 0.0}
 
@@ -145,7 +145,7 @@ def returns_the_loss_of_the_first_pass(s: Subject) -> None:
 
 
 def updates_batch_norm_once(s: Subject) -> None:
-    """BatchNorm statistics move once per step, in the first pass."""
+    """BatchNorm statistics are updated once per step, in the first pass."""
     p, optimizer = s.start()
     for t in range(TOTAL):
         plain = copy.deepcopy(p.model)
@@ -179,7 +179,7 @@ def restores_theta_before_the_base_steps(s: Subject) -> None:
 
 
 def restores_theta_after_an_error(s: Subject) -> None:
-    """An error in any pass leaves θ and BatchNorm statistics as they were, or moved once."""
+    """After an error in any pass the weights are θ, and BatchNorm statistics were updated at most once."""
     failed = 0
     p, optimizer = s.start()
     s.run(p, optimizer, 1)
@@ -210,7 +210,7 @@ def restores_theta_after_an_error(s: Subject) -> None:
 
 
 def resumes_exactly(s: Subject) -> None:
-    """10 steps, a checkpoint and 10 more equal 20 uninterrupted steps, bit for bit."""
+    """10 steps, a checkpoint and 10 more steps equal 20 uninterrupted steps, bit for bit."""
     p = problem(s.device)
     undisturbed, resumed = p.copy(), p.copy()
     whole: Any = s.factory(undisturbed.model)
@@ -236,7 +236,7 @@ def resumes_exactly(s: Subject) -> None:
 
 
 def keeps_its_state_round_trip(s: Subject) -> None:
-    """A loaded state_dict is the saved one, and holds no copy of the weights."""
+    """Loading and saving a state_dict gives the same bytes, and it holds no copy of the weights."""
     p, optimizer = s.start()
     s.run(p, optimizer, 7)
     state = optimizer.state_dict()
@@ -258,7 +258,7 @@ def keeps_its_state_round_trip(s: Subject) -> None:
 
 
 def refuses_the_state_of_its_base(s: Subject) -> None:
-    """The state_dict of a bare base optimizer is refused with a ValueError, not loaded in part."""
+    """Loading the state_dict of the bare base optimizer raises an error."""
     _, optimizer = s.start()
     state = optimizer.state_dict()
     bare = {key: state[key] for key in ("state", "param_groups")}
@@ -313,7 +313,7 @@ def takes_schedulers(s: Subject) -> None:
 
 
 def takes_clipping(s: Subject) -> None:
-    """A hook of the base optimizer changes the gradient that it steps along, whatever the method."""
+    """A hook of the base optimizer can change the gradient it is about to use, for every method."""
     base = s.innermost()
     results = []
     for first in (0, 3):  # with gradients clipped to 0, the data makes no difference
@@ -330,7 +330,7 @@ def takes_clipping(s: Subject) -> None:
 
 
 def respects_parameter_groups(s: Subject) -> None:
-    """Groups, a frozen layer, an unused parameter and transposed weights change nothing but what they should."""
+    """Parameter groups, frozen layers, unused parameters and transposed weights are handled as in torch.optim."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -384,7 +384,7 @@ def does_nothing_without_gradients(s: Subject) -> None:
 
 
 def takes_closures_without_zero_grad(s: Subject) -> None:
-    """A closure without zero_grad, called after zero_grad, gives the same bits: ε never enters the gradient."""
+    """A closure that does not call zero_grad gives the same bits: no pass adds to the gradients of another."""
     results = []
     for zeroes in (True, False):
         p, optimizer = s.start()
@@ -396,7 +396,7 @@ def takes_closures_without_zero_grad(s: Subject) -> None:
 
 
 def refuses_accumulation_outside(s: Subject) -> None:
-    """Micro-batches accumulated outside the closure are refused, or give the step of their sum."""
+    """Gradients accumulated outside the closure raise an error, or the step uses their sum."""
     p, optimizer = s.start()
     s.run(p, optimizer, 1)
     q, both = s.start()
@@ -419,7 +419,7 @@ def refuses_accumulation_outside(s: Subject) -> None:
 
 
 def refuses_a_grad_scaler(s: Subject) -> None:
-    """`scaler.step(optimizer, closure)` is refused, or takes the unscaled step."""
+    """`scaler.step(optimizer, closure)` raises an error, or the step uses unscaled gradients."""
     p, optimizer = s.start()
     q, unscaled = s.start()
     s.run(q, unscaled, 1)
@@ -437,7 +437,7 @@ def refuses_a_grad_scaler(s: Subject) -> None:
     except (RuntimeError, TypeError):
         return
     drift = max((a - b).abs().max().item() for a, b in zip(params_of(p.model), params_of(q.model), strict=True))
-    assert drift < 1e-3, f"it steps along the scaled gradient: the weights are off by up to {drift:.1e}"
+    assert drift < 1e-3, f"it uses the scaled gradient: the weights are off by up to {drift:.1e}"
 
 
 def calls_hooks_once(s: Subject) -> None:
@@ -482,7 +482,7 @@ def ignores_the_default_dtype(s: Subject) -> None:
 
 
 def works_under_autocast(s: Subject) -> None:
-    """Under bf16 autocast it learns, and autocast around the step gives the bits of autocast in the closure."""
+    """It learns under bf16 autocast, and autocast around the step or in the closure gives the same bits."""
     p, optimizer = s.start()
     start = p.loss()
     q = p.one_batch()
@@ -499,7 +499,7 @@ def works_under_autocast(s: Subject) -> None:
 
 
 def trains_bf16_weights(s: Subject) -> None:
-    """Weights that are themselves bf16 train and stay bf16."""
+    """bf16 weights are trained and stay bf16."""
     p = problem(s.device, dtype=torch.bfloat16).one_batch()
     optimizer, start = s.factory(p.model), p.loss()
     s.run(p, optimizer)
@@ -531,7 +531,7 @@ def _around_the_passes(s: Subject, p: Problem, steps: int) -> Operations:
 
 
 def waits_for_nothing(s: Subject) -> None:
-    """Nothing in a step makes the host wait for the device."""
+    """No operation of a step makes the host wait for the device."""
     p, optimizer = s.start()
     if reason := getattr(optimizer, "waits", ""):
         raise NotApplicable(f"it waits on purpose: {reason}")
@@ -547,7 +547,7 @@ def waits_for_nothing(s: Subject) -> None:
 
 
 def needs_few_operations(s: Subject) -> None:
-    """The operations around the passes do not grow with the number of tensors, and are 60 at most."""
+    """The number of operations outside the passes is at most 60 and does not grow with the number of tensors."""
 
     def net(layers: int) -> nn.Module:
         torch.manual_seed(0)

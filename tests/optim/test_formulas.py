@@ -1,7 +1,7 @@
 """Each method against a loop over tensors written from its formula: float64, 20 steps, a net with BatchNorm.
 
-A specification is a function `direction(net, t, batch)`: what the base steps along at step t. `Net` takes gradients at
-θ + ε by hand and puts everything back.
+A specification is a function `direction(net, t, batch)`: the gradient of the base step at step t. `Net` takes gradients
+at θ + ε by hand and restores everything.
 """
 
 import copy
