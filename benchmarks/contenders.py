@@ -52,7 +52,7 @@ class Ours:
         self.device = machine.pick_device(trainer.device)
         machine.set_determinism(trainer.deterministic)
         machine.keep_freed_memory()
-        self.run, self.at = Run(settings, self.device), 0
+        self.run = Run(settings, self.device)
         self.captured = should_capture(settings, self.run)
         self.compiled = trainer.compile is True  # auto is for whole trainings
         self.run.prepare(self.compiled, self.captured, 0.0)
@@ -62,12 +62,10 @@ class Ours:
     def launch(self) -> None:
         """One step, without waiting for it."""
         with self.run.on_stream():
-            if self.at == self.run.steps_per_epoch:
-                self.run.epoch += 1
+            if self.run.step_of_epoch == self.run.steps_per_epoch:
+                self.run.next_epoch()
                 self.run.start()
-                self.at = 0
-            self.run.step(self.at)
-        self.at += 1
+            self.run.step()
 
     def go(self, steps: int) -> float:
         """So many steps."""
@@ -104,18 +102,19 @@ class PytorchOptimizerSAM(Ours):
         """One step: the first pass is the caller's, the second is the optimizer's."""
         run = self.run
         with run.on_stream():
-            if self.at == run.steps_per_epoch:
+            if run.step_of_epoch == run.steps_per_epoch:
+                run.next_epoch()
                 run.start()
-                self.at = 0
             run.dataset.fetch()
-            torch.manual_seed(self.at)
+            torch.manual_seed(run.step_of_epoch)
             run.closure.batch(*run.dataset.batch())
             loss = run.closure()
             self.sam.step(run.closure)
-            run.losses[self.at] = loss
+            assert run.losses is not None
+            run.losses[run.step_of_epoch] = loss
             run.correct += run.closure.correct()
             self.scheduler.step()
-        self.at += 1
+            run.step_of_epoch += 1
 
     def go(self, steps: int) -> float:
         """So many steps, of two passes each."""

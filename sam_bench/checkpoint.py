@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sam_bench import files
 from sam_bench.errors import SettingError, reason
 
-FORMAT = 3
+FORMAT = 4
 CHECKSUM_LENGTH = 64  # hexadecimal digits
 
 
@@ -64,7 +64,7 @@ class Checkpoints:
 
     Args:
         write: writes a state, see `save`.
-        minutes: the least time between two writes; `close` writes the last state in any case.
+        minutes: the least time between two writes, 0 for one after each epoch; `close` writes the last state.
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None], minutes: float) -> None:
@@ -74,8 +74,13 @@ class Checkpoints:
         self.writing: Future[None] | None = None
         self.unwritten: dict[str, Any] | None = None
 
-    def offer(self, state: dict[str, Any]) -> None:
-        """Copy the state after an epoch, and start to write it if it is time.
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint within an epoch."""
+        return 0 < self.seconds <= time.monotonic() - self.last_write
+
+    def offer(self, state: dict[str, Any], at_once: bool = False) -> None:
+        """Copy the state, and start to write it if it is time or has to be written at once.
 
         Raises a SettingError if the write before has failed.
         """
@@ -84,8 +89,8 @@ class Checkpoints:
         for device in {t.device for t in tree_leaves(state) if isinstance(t, torch.Tensor) and t.is_cuda}:
             torch.cuda.synchronize(device)  # deliberate: the next epoch runs on another stream than the copy
         if self.writing and self.writing.done():
-            self._wait()
-        if time.monotonic() - self.last_write >= self.seconds:
+            self.wait()
+        if at_once or time.monotonic() - self.last_write >= self.seconds:
             self._start(self.unwritten)
 
     def close(self) -> None:
@@ -95,18 +100,19 @@ class Checkpoints:
         """
         with self.thread:
             try:
-                self._wait()
+                self.wait()
             finally:  # after a write that failed, too
                 if self.unwritten is not None:
                     self.write(self.unwritten)
                     self.unwritten = None
 
     def _start(self, state: dict[str, Any]) -> None:
-        self._wait()  # one write at a time
+        self.wait()  # one write at a time
         self.writing, self.unwritten = self.thread.submit(self.write, state), None
         self.last_write = time.monotonic()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait for the write that has started. Raises a SettingError if it has failed."""
         writing, self.writing = self.writing, None
         if writing:
             writing.result()

@@ -48,6 +48,12 @@ class Run:
             self.optimizer, warmup_then_cosine(trainer.warmup_epochs * self.steps_per_epoch, self.steps)
         )
         self.epoch = 0  # finished epochs
+        self.step_of_epoch = 0  # finished steps of the current epoch
+        self.losses: Tensor | None = None  # of the steps of this epoch; None before it starts in this process
+        # what a checkpoint has of the current epoch
+        self.losses_before, self.correct_before, self.unreadable_before = torch.empty(0), torch.zeros(()), 0
+        self.seconds, self.peak_memory = 0.0, 0  # of the current epoch
+        self.extra_copies = 0.0  # most so far: the method's buffers, in copies of the weights
         self.rows: list[dict[str, Any]] = []  # of metrics.csv, one per epoch
         wanted = trainer.batch_norm_epochs
         self.batch_norm_epochs = self.optimizer.batch_norm_epochs if wanted == "auto" else wanted
@@ -71,6 +77,11 @@ class Run:
             self.generators.append(torch.cuda.default_generators[self.stream.device.index])
 
     @property
+    def position(self) -> tuple[int, int]:
+        """Finished epochs, and finished steps of the current epoch."""
+        return self.epoch, self.step_of_epoch
+
+    @property
     def done(self) -> bool:
         """Whether the last epoch is finished."""
         return self.epoch == self.settings.trainer.epochs
@@ -89,21 +100,33 @@ class Run:
             self.optimizer.load_state_dict(last["optimizer"])
             self.scheduler.load_state_dict(last["scheduler"])
             rows, epochs = last["rows"], self.settings.trainer.epochs
-            if not rows or [row["epoch"] for row in rows] != list(range(1, min(len(rows), epochs) + 1)):
+            if [row["epoch"] for row in rows] != list(range(1, min(len(rows), epochs) + 1)):
                 raise ValueError(f"it has rows of {len(rows)} epochs, not of 1 to {epochs}")
             if len({tuple(row) for row in rows}) > 1:
                 raise ValueError("its rows have different columns")
             then, self.machine_changes = last["conditions"], list(last["machine_changes"])
+            self.step_of_epoch, self.unreadable_before = last["step_of_epoch"], last["unreadable_images"]
+            self.seconds, self.peak_memory = last["seconds"], last["peak_memory"]
+            self.extra_copies = last["extra_copies"]
+            self.losses_before, self.correct_before = last["losses"], last["correct"]
+            if not len(self.losses_before) == self.step_of_epoch < self.steps_per_epoch:
+                raise ValueError(f"it has {len(self.losses_before)} losses of {self.step_of_epoch} steps")
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             what = " ".join(str(error).split())[:200]
             raise SettingError(f"{path}: does not fit this run ({what}); move it away to start over") from error
-        results.write_metrics(self.settings.folder, rows)
+        if rows:
+            results.write_metrics(self.settings.folder, rows)
         self.rows, self.epoch = rows, len(rows)
         changes = [f"{key} {then.get(key)}, now {now}" for key, now in self.conditions.items() if then.get(key) != now]
         changes = [] if self.done else changes
         differs = f" with other {'; '.join(changes)}: bits may differ from an undisturbed run" if changes else ""
-        self.machine_changes += [f"after epoch {self.epoch}: {change}" for change in changes]
-        print(f"seed {self.settings.seed} continues after epoch {self.epoch} of {epochs}{differs}")
+        where = f"epoch {self.epoch}"
+        at = f"{where} of {epochs}"
+        if self.step_of_epoch:
+            where += f", step {self.step_of_epoch}"
+            at += f" and step {self.step_of_epoch} of {self.steps_per_epoch}"
+        self.machine_changes += [f"after {where}: {change}" for change in changes]
+        print(f"seed {self.settings.seed} continues after {at}{differs}")
 
     def prepare(self, compiled: bool, captured: bool, compile_seconds: float) -> None:
         """Choose how a step is made: eager, compiled, captured. Call it after `resume`, before the first step."""
@@ -143,17 +166,23 @@ class Run:
             generator.graphsafe_set_state(before)
 
     def start(self) -> None:
-        """Start an epoch."""
+        """Start an epoch, or continue the one that the checkpoint is in."""
+        if self.losses is not None:
+            return  # it goes on after a pause
         self.model.train()
-        self.dataset.start(self.epoch)
+        self.dataset.start(self.epoch, self.step_of_epoch)
         self.losses = torch.empty(self.steps_per_epoch, device=self.device)
         self.correct = torch.zeros((), device=self.device)
+        if self.step_of_epoch:
+            self.losses[: self.step_of_epoch] = self.losses_before.to(self.device)
+            self.correct += self.correct_before.to(self.device)
 
-    def step(self, step: int) -> None:
+    def step(self) -> None:
         """One step of the epoch. Nothing in it waits for the device."""
+        assert self.losses is not None
         self.dataset.fetch()
         # dropout and the like follow from (seed, step), whatever runs beside it
-        seed = derived_seed("dropout", self.settings.seed, self.epoch * self.steps_per_epoch + step)
+        seed = derived_seed("dropout", self.settings.seed, self.epoch * self.steps_per_epoch + self.step_of_epoch)
         for generator in self.generators:  # torch.manual_seed takes 0.1 ms or more: it visits every device
             generator.manual_seed(seed)
         if self.captured:
@@ -162,21 +191,58 @@ class Run:
             self.closure.batch(*self.dataset.batch())
             loss = self.optimizer.step(self.closure)
             correct = self.closure.correct()
-        self.losses[step] = loss
+        self.losses[self.step_of_epoch] = loss
         self.correct += correct
         self.scheduler.step()
+        self.step_of_epoch += 1
 
     def work(self) -> tuple[Tensor, Tensor]:
         """The device's part of a step: all but `begin` and `end` of the optimizer."""
         self.closure.batch(*self.dataset.batch())
         return self.optimizer.update(self.closure), self.closure.correct()
 
-    def end(self, seconds: float, seeds_at_once: int, peak_memory: int) -> dict[str, Any]:
-        """Test, write the results of the epoch and return its row of metrics.csv.
+    def pause(self, seconds: float, peak_memory: int) -> None:
+        """Note what the steps since the last pause took: this run's share of the seconds, and bytes of memory."""
+        self.seconds += seconds
+        self.peak_memory = max(self.peak_memory, peak_memory)
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        self.extra_copies = max(self.extra_copies, self.optimizer.extra_bytes / weights)
 
-        `seconds` is this run's share of the epoch's time, which `seeds_at_once` runs shared; `peak_memory` is in bytes.
+    def save(self) -> None:
+        """Write a checkpoint of the current step, in a thread of its own. Call it after a pause."""
+        self.checkpoints.offer(self.state(), at_once=True)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resume needs. The tensors are those of the run, not copies."""
+        started, unreadable = self.losses is not None, self.unreadable_before
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rows": self.rows,
+            "step_of_epoch": self.step_of_epoch,
+            "losses": self.losses_before if self.losses is None else self.losses[: self.step_of_epoch],
+            "correct": self.correct if started else self.correct_before,
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+            "extra_copies": self.extra_copies,
+            "unreadable_images": unreadable + self.dataset.unreadable_images if started else unreadable,
+            "conditions": self.conditions,
+            "machine_changes": self.machine_changes,
+        }
+
+    def next_epoch(self) -> None:
+        """Advance to the start of the next epoch."""
+        self.epoch, self.step_of_epoch, self.losses = self.epoch + 1, 0, None
+        self.losses_before, self.correct_before, self.unreadable_before = torch.empty(0), torch.zeros(()), 0
+        self.seconds, self.peak_memory = 0.0, 0
+
+    def end(self, seeds_at_once: int) -> dict[str, Any]:
+        """Test, write the results of the epoch and return its row of metrics.csv. `seeds_at_once` runs shared its time.
+
         Raises a SettingError if the loss or a weight is no longer finite.
         """
+        assert self.losses is not None
         folder, rows = self.settings.folder, self.rows
         is_last = self.epoch + 1 == self.settings.trainer.epochs
         start = time.perf_counter()
@@ -184,7 +250,6 @@ class Run:
         test_seconds = time.perf_counter() - start
         check_finite(self.losses, self.model, tested, self.epoch * self.steps_per_epoch, self.settings)
         images = self.steps_per_epoch * self.settings.trainer.batch_size
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         row = {
             "epoch": self.epoch + 1,
             "steps": (self.epoch + 1) * self.steps_per_epoch,
@@ -195,26 +260,21 @@ class Run:
             "propagations": self.optimizer.propagations,
             "forwards": self.optimizer.forwards,
             "sharpness_aware_steps": self.optimizer.sharpness_aware_steps,
-            "seconds": seconds + (rows[-1]["seconds"] if rows else 0.0),
+            "seconds": self.seconds + (rows[-1]["seconds"] if rows else 0.0),
             "test_seconds": test_seconds + (rows[-1]["test_seconds"] if rows else 0.0),
-            "images_per_second": images / seconds,
+            "images_per_second": images / self.seconds,
             "seeds_at_once": seeds_at_once,
-            "peak_memory_bytes": max(peak_memory, rows[-1]["peak_memory_bytes"] if rows else 0),
-            "extra_copies": max(self.optimizer.extra_bytes / weights, rows[-1]["extra_copies"] if rows else 0.0),
-            "unreadable_images": max(self.dataset.unreadable_images, rows[-1]["unreadable_images"] if rows else 0),
+            "peak_memory_bytes": max(self.peak_memory, rows[-1]["peak_memory_bytes"] if rows else 0),
+            "extra_copies": self.extra_copies,
+            "unreadable_images": max(
+                # each image is read once per epoch, so these are different ones
+                self.unreadable_before + self.dataset.unreadable_images,
+                rows[-1]["unreadable_images"] if rows else 0,
+            ),
         }
         rows.append(row)
-        self.epoch += 1
-        self.checkpoints.offer(
-            {
-                "model": dict(self.model.state_dict()),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "rows": rows,
-                "conditions": self.conditions,
-                "machine_changes": self.machine_changes,
-            }
-        )
+        self.next_epoch()
+        self.checkpoints.offer(self.state())
         results.write_metrics(folder, rows)
         self.tracker.log(row)
         return row

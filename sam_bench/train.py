@@ -15,6 +15,7 @@ from sam_bench.errors import SettingError, reason
 from sam_bench.optim import RST, ArgumentError, BatchClosure
 from sam_bench.run import Run, evaluate
 from sam_bench.settings import Settings
+from sam_bench.signals import StopSignal
 
 COMPILE_FLOPS = 3e16  # estimated FLOPs of a training above which compiling pays off on a GPU
 
@@ -44,29 +45,35 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                 run.finish()
                 run.release()
         steps = sum(run.steps for run in runs)
-        done = sum(run.epoch * run.steps_per_epoch for run in runs)
+        done = sum(run.epoch * run.steps_per_epoch + run.step_of_epoch for run in runs)
         bar = folders.enter_context(tqdm(total=steps, initial=done, unit="step", disable=None, leave=False))
+        stop = folders.enter_context(StopSignal())  # inside the folders, which it leaves with all that is saved
         while not all(run.done for run in runs):
-            epoch = min(run.epoch for run in runs)  # after a kill, some seeds may be one epoch ahead
-            together = [run for run in runs if run.epoch == epoch]
+            together, last = next_steps(runs)
             machine.reset_peak_memory(device)
             start = time.perf_counter()
             for run in together:
                 with run.on_stream():
                     run.start()
-            for step in range(together[0].steps_per_epoch):
+            first = together[0]
+            for _ in range(first.step_of_epoch, last):
                 for run in together:
                     with run.on_stream():
-                        run.step(step)
-                aware = together[0].optimizer.sharpness_aware_steps / (epoch * together[0].steps_per_epoch + step + 1)
-                bar.set_postfix_str(f"{aware:.0%} sharpness-aware", False)
+                        run.step()
+                made = first.epoch * first.steps_per_epoch + first.step_of_epoch
+                bar.set_postfix_str(f"{first.optimizer.sharpness_aware_steps / made:.0%} sharpness-aware", False)
                 bar.update(len(together))
-            machine.wait_for(device)  # deliberate, for the clock; nothing waits within the epoch
+                if stop.received or first.checkpoints.due:
+                    break
+            machine.wait_for(device)  # deliberate, for the clock and before a checkpoint; no step waits
             seconds = (time.perf_counter() - start) / len(together)
             peak_memory = machine.peak_memory(device)
             for run in together:
+                run.pause(seconds, peak_memory)
+            ended = together if first.step_of_epoch == first.steps_per_epoch else []
+            for run in ended:
                 try:
-                    row = run.end(seconds, len(together), peak_memory)
+                    row = run.end(len(together))
                 except SettingError as error:
                     failures.append(error)
                     results.write_error(run.settings.folder, str(error))
@@ -81,9 +88,28 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                 if run.done:
                     run.finish()
                     run.release()
+            if stop.received or not ended:
+                for run in together:
+                    if run in runs and not run.done:
+                        run.save()
+            if stop.received:
+                for run in together:
+                    run.checkpoints.wait()
+                stop.obey()
     if failures:
         raise SettingError("; ".join(map(str, failures)))
     return [run.result for run in runs if run.result]
+
+
+def next_steps(runs: list[Run]) -> tuple[list[Run], int]:
+    """The runs that are furthest behind, and the step of their epoch up to which they train side by side.
+
+    After a kill, some seeds may be ahead of others.
+    """
+    at = min(run.position for run in runs)
+    end_of_epoch = at[0], runs[0].steps_per_epoch
+    ahead = [run.position for run in runs if at < run.position < end_of_epoch]
+    return [run for run in runs if run.position == at], min(ahead, default=end_of_epoch)[1]
 
 
 def accuracies(row: dict[str, Any]) -> str:

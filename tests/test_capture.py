@@ -155,11 +155,12 @@ def test_a_replayed_run_gives_the_bits_of_a_written_one(dataset, device):
         if captured:
             one.captured = CapturedStep(one.optimizer, one.work, recorder(device, one.stream))
         for epoch in range(2):
-            one.epoch = epoch
+            if epoch:
+                one.next_epoch()
             with one.on_stream():
                 one.start()
-                for step in range(one.steps_per_epoch):
-                    one.step(step)
+                for _ in range(one.steps_per_epoch):
+                    one.step()
         wait_for(device)
         results.append([*one.model.state_dict().values(), one.losses, one.correct])
         if captured:
@@ -209,8 +210,8 @@ def test_a_compiled_closure_gives_what_the_written_one_gives(device):
             one.prepare(compiled, False, 0.0)
             one.start()
             torch._dynamo.utils.counters.clear()
-            for step in range(one.steps_per_epoch):
-                one.step(step)
+            for _ in range(one.steps_per_epoch):
+                one.step()
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
             statistics = next(t for key, t in one.model.state_dict().items() if "running_mean" in key)
             losses[compiled, seed] = [*one.losses.tolist(), *statistics.tolist()]
@@ -236,12 +237,12 @@ def test_nothing_waits_in_100_steps(captured):
     one.prepare(False, captured, 0.0)
     with one.on_stream():
         one.start()
-        for step in range(10):  # both kinds warmed up and recorded
-            one.step(step)
+        for _ in range(10):  # both kinds warmed up and recorded
+            one.step()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for step in range(10, 110):
-                one.step(step)
+            for _ in range(10, 110):
+                one.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -287,8 +288,8 @@ def run_of(arguments, device, record=None, required=False):
     if record:
         one.captured = CapturedStep(one.optimizer, one.work, record, required=required)
     one.start()
-    for step in range(one.steps_per_epoch):
-        one.step(step)
+    for _ in range(one.steps_per_epoch):
+        one.step()
     return one
 
 
@@ -326,9 +327,10 @@ def test_a_finished_run_does_not_wait_for_the_garbage_collector(tmp_path):
             one.prepare(False, False, 0.0)
             one.captured = CapturedStep(one.optimizer, one.work, record)
             one.start()
-            for step in range(one.steps_per_epoch):
-                one.step(step)
-            one.end(1.0, 1, 0)
+            for _ in range(one.steps_per_epoch):
+                one.step()
+            one.pause(1.0, 0)
+            one.end(1)
             one.finish()
             one.release()
         del one
@@ -343,9 +345,9 @@ def test_a_step_seeds_the_generators_in_use_as_manual_seed_would(monkeypatch):
     one.start()
     seeded = []
     monkeypatch.setattr(torch, "manual_seed", lambda seed: seeded.append(seed))
-    one.step(3)
+    one.step()
     assert seeded == []
     monkeypatch.undo()
     drawn = torch.get_rng_state()
-    torch.manual_seed(derived_seed("dropout", 0, 3))
+    torch.manual_seed(derived_seed("dropout", 0, 0))
     assert torch.equal(drawn, torch.get_rng_state())

@@ -37,8 +37,8 @@ class Data(Protocol):
     knows_examples: bool  # whether a batch comes with the indices of its images in the training set
     unreadable_images: int  # training images found to be unreadable so far
 
-    def start(self, epoch: int) -> None:
-        """Prepare an epoch. Its order and augmentation follow from (seed, epoch) alone."""
+    def start(self, epoch: int, step: int = 0) -> None:
+        """Prepare an epoch, or the rest of it from a step on. Order and augmentation depend only on (seed, epoch)."""
         ...
 
     def fetch(self) -> None:

@@ -177,11 +177,11 @@ class ImageFolder:
                     f"images, such as {path} ({why}); one in a thousand may be unreadable"
                 )
 
-    def start(self, epoch: int) -> None:
-        """Prepare an epoch."""
+    def start(self, epoch: int, step: int = 0) -> None:
+        """Prepare an epoch, or the rest of it from a step on."""
         draw = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
         order = torch.randperm(self.train_size, generator=draw).tolist()
-        items = [(i, epoch) for i in order]
+        items = [(i, epoch) for i in order[step * self.batch_size :]]
         self.epoch = self.batches(self.train_images, items, of_training_set=True, drop_last=True)
 
     def fetch(self) -> None:

@@ -135,8 +135,8 @@ class ResidentData:
         self.first = torch.arange(batch_size, device=device)
         self.now = torch.empty_like(self.first)  # the columns of the batch
 
-    def start(self, epoch: int) -> None:
-        """Draw an order for the epoch and, for each image, a crop, a flip and a hole."""
+    def start(self, epoch: int, step: int = 0) -> None:
+        """Draw an order for the epoch and, for each image, a crop, a flip and a hole. Continue at a step of it."""
         n, size, s, device = self.train_size, self.image_size, self.augmentation, self.device
         draw = self.generator.manual_seed(derived_seed("augmentation", self.seed, epoch))
         order = torch.randperm(n, generator=draw, device=device)
@@ -148,7 +148,7 @@ class ResidentData:
         # in place: a captured batch reads these very tensors
         labels = self.data.train_labels[order]
         self.plan.copy_(torch.stack([corner, flip * (size - 1), hole_y, hole_x, labels, order]))
-        self.now.copy_(self.first)
+        self.now.copy_(self.first + step * self.batch_size)
 
     def fetch(self) -> None:
         """The host has no part in a batch."""
