@@ -94,7 +94,7 @@ $(READY): requirements.lock
 
 # every version and hash, for all platforms, from the lower bounds in pyproject.toml
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra test --extra bench --extra docs \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra test --extra bench --extra docs --extra slurm --extra ray \
 		--upgrade --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
 clean:

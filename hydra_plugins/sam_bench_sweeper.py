@@ -3,21 +3,24 @@
 Hydra loads sweepers from the namespace package `hydra_plugins` alone.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sam_bench.errors import SettingError
-from sam_bench.sweep import but_seed, runs_of
+from sam_bench.configuration import folders_of
+from sam_bench.errors import FailedRuns, SettingError, reason
+from sam_bench.sweep import runs_of, settings_of_runs
 
 
 @dataclass
@@ -60,9 +63,25 @@ class ExperimentSweeper(Sweeper):
         runs = runs_of(hydra.sweeper, hydra.runtime.choices, arguments, parser)
         if not runs:
             raise SettingError("-m: a list of this sweep is empty, so there is nothing to train")
-        first_seeds = {but_seed(run): run for run in reversed(runs)}
-        self.validate_batch_is_legal(list(first_seeds.values()))  # before the first one is trained
+        distinct: dict[Any, list[str]] = {}  # SGD under several schedules is one run
+        loader, folders = self.hydra_context.config_loader, folders_of(sys.argv[1:])
+        for run, settings in settings_of_runs(loader, self.config, runs, folders):
+            # one with a wrong setting is refused in its turn, so that the others are trained
+            key = run if isinstance(settings, SettingError) else [one.folder for one in settings.each_seed()]
+            distinct.setdefault(tuple(key), run)
+        if same := len(runs) - len(distinct):
+            print(f"{same} of {len(runs)} runs have the settings of another one", flush=True)
+        runs = list(distinct.values())
         returns = self.launcher.launch(runs, initial_job_idx=0)
-        for each in returns:
-            _ = each.return_value  # raises what the job raised
+        common = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
+        lines = []
+        for run, each in zip(runs, returns, strict=True):
+            if each.status != JobStatus.COMPLETED:
+                error: Any = each._return_value
+                where = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
+                lines.append(f"\n  {' '.join(o for o in run if o not in common)}: {reason(error)}{where}")
+        if len(lines) == len(runs) == 1 and isinstance(self.launcher, BasicLauncher):
+            raise FailedRuns  # it has printed the same
+        if lines:
+            raise FailedRuns(f"{len(lines)} of {len(runs)} runs failed; the others are done:{''.join(lines)}")
         return returns

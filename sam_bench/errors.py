@@ -11,6 +11,10 @@ class SettingError(ValueError):
         super().__init__(line.replace("\n", " ").replace("\r", " "))  # names of files may have line breaks
 
 
+class FailedRuns(Exception):  # noqa: N818
+    """Runs of a sweep failed, and the others are done. The text has a line for each, or nothing if it was printed."""
+
+
 def reason(error: BaseException) -> str:
     """The first line of another library's error, or its type if it has no text."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
@@ -16,9 +17,13 @@ class StopSignal:
 
     A second Ctrl-C interrupts at once. Signals that the process ignores are not noted. In a thread other than the main
     one nothing is noted, since Python has signal handlers only there.
+
+    Args:
+        also: called when a signal is received.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also: Callable[[], None] = lambda: None) -> None:
+        self.also = also
         self.received: int | None = None
         self.before: dict[int, Any] = {}
 
@@ -37,6 +42,7 @@ class StopSignal:
         if number == signal.SIGINT and self.received == number:
             raise KeyboardInterrupt
         self.received = number
+        self.also()
 
     def obey(self) -> None:
         """Do what the signal does without this class: call its handler, interrupt, or exit with status `REPEAT`.

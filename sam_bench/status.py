@@ -19,10 +19,10 @@ from hydra.types import RunMode
 from tqdm import tqdm
 
 from sam_bench import hydra_errors, results
-from sam_bench.configuration import CONF, folders_of, overrides_in, settings_of_run, store_inner_methods, without_hydra
+from sam_bench.configuration import CONF, folders_of, overrides_in, store_inner_methods
 from sam_bench.errors import SettingError, reason
 from sam_bench.settings import Settings
-from sam_bench.sweep import SEED, but_seed, runs_of
+from sam_bench.sweep import but_seed, runs_of, settings_of_runs
 
 STATES = ("done", "running", "failed", "interrupted", "missing", "refused")
 
@@ -57,22 +57,14 @@ def states(arguments: list[str]) -> list[State]:
         task: Any = list(hydra.overrides.task)
         runs = runs_of(hydra.sweeper, hydra.runtime.choices, task, parser)
         common = set.intersection(*map(set, runs)) if runs else set()
-        composed: dict[Any, Settings] = {}  # of one seed; the others differ in nothing else
-        for run in tqdm(runs, unit="run", disable=None, leave=False):
+        bar = tqdm(runs, unit="run", disable=None, leave=False)
+        for run, settings in settings_of_runs(loader, master, bar, folders):
             mine = tuple(each for each in run if each not in common)
-            setting = but_seed(run)
-            try:
-                if setting not in composed:
-                    config = loader.load_sweep_config(master, run)
-                    choices = config.hydra.runtime.choices
-                    composed[setting], _ = settings_of_run(without_hydra(config), choices, run, folders, True)
-                settings = composed[setting]
-                if seed := next(filter(None, map(SEED.fullmatch, run)), None):
-                    settings = settings.model_copy(update={"seed": int(seed[1])})
-                for one in settings.each_seed():
-                    found.setdefault(one.folder, state_of(one, mine))
-            except SettingError as error:
-                found[tuple(run)] = State(None, mine, "refused", note=str(error))
+            if isinstance(settings, SettingError):
+                found[tuple(run)] = State(None, mine, "refused", note=str(settings))
+                continue
+            for one in settings.each_seed():
+                found.setdefault(one.folder, state_of(one, mine))
     return list(found.values())
 
 

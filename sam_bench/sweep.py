@@ -10,14 +10,18 @@ A sweep trains every row at every scale. Both are products or lists of products,
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from sam_bench.configuration import settings_of_run, without_hydra
 from sam_bench.errors import SettingError
+from sam_bench.settings import Settings
 
 SEED = re.compile(r"seed=(\d+)")
 PROTOCOLS = ("paper", "cpu", "smoke")
@@ -74,6 +78,33 @@ def runs_of(
 def but_seed(run: Sequence[str]) -> tuple[str, ...]:
     """The overrides of a run without its seed, on which no other setting depends."""
     return tuple(each for each in run if not SEED.fullmatch(each))
+
+
+def settings_of_runs(
+    loader: ConfigLoader, master: DictConfig, runs: Iterable[list[str]], folders: list[Path]
+) -> Iterator[tuple[list[str], Settings | SettingError]]:
+    """Each run with its checked settings, or with what is wrong with them. Runs that differ in their seed are fast.
+
+    Args:
+        loader: Hydra's.
+        master: the configuration of the sweep.
+        runs: overrides, as `runs_of` returns them.
+        folders: of configurations, the user's own first.
+    """
+    composed: dict[Any, Settings] = {}  # of one seed; the others differ in nothing else
+    for run in runs:
+        setting = but_seed(run)
+        try:
+            if setting not in composed:
+                config = loader.load_sweep_config(master, run)
+                choices = config.hydra.runtime.choices
+                composed[setting], _ = settings_of_run(without_hydra(config), choices, run, folders, True)
+            settings = composed[setting]
+            if seed := next(filter(None, map(SEED.fullmatch, run)), None):
+                settings = settings.model_copy(update={"seed": int(seed[1])})
+            yield run, settings
+        except SettingError as error:
+            yield run, error
 
 
 def _products(products: Any, parser: OverridesParser) -> list[Run]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_bench import __main__
+from sam_bench import command as entry_point
 from sam_bench.configuration import compose_settings as settings
 
 __all__ = ["TINY", "Command", "command", "settings"]
@@ -27,7 +27,7 @@ class Command:
         self.monkeypatch.setattr(sys, "argv", ["sam_bench", *arguments, *runs])
         status = 0
         try:
-            __main__.main()
+            entry_point.main()
         except SystemExit as exit_:
             status = exit_.code if isinstance(exit_.code, int) else 1
         return status, *self.capfd.readouterr()

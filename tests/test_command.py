@@ -23,7 +23,7 @@ FIELDS = {
 # the command, which must answer at once: without the seconds that torch takes to import
 WITHOUT_TORCH = """
 import sys
-from sam_bench.__main__ import main
+from sam_bench.command import main
 try:
     main()
 finally:
@@ -106,13 +106,14 @@ def test_a_sweep_trains_each_run_once(command):
     assert status == 0, err
     names = [folder.parent.name.rsplit("-", 1)[0] for folder in command.folders()]
     assert names == ["digits-small_resnet-rst-constant", "digits-small_resnet-rst-linear", "digits-small_resnet-sgd"]
-    assert out.count("finished before") == 1
+    assert "1 of 4 runs have the settings of another one\n" in out
 
 
 def test_a_failed_run_of_a_sweep_does_not_stop_the_others(command):
     status, _, err = command("-m", *TINY, "trainer.epochs=1", "optimizer=sam", "optimizer.rho=-1,0.1,0.2")
     assert status == 2
     assert err.count("error: optimizer.rho=-1") == 1
+    assert "error: 1 of 3 runs failed; the others are done:\n  optimizer.rho=-1: optimizer.rho=-1: should be" in err
     assert len(command.folders()) == 2
 
 

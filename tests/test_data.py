@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra.core.utils import run_job
 
-from sam_bench import __main__
+from sam_bench import command as entry_point
 from sam_bench.build import create_dataset
 from sam_bench.data import Arrays
 from sam_bench.data.digits import digits
@@ -267,7 +267,7 @@ def test_a_sweeper_sees_the_validation_accuracy(monkeypatch, tmp_path):
     monkeypatch.setattr("hydra._internal.hydra.run_job", run_and_keep)
     for share in ("0", "0.25"):
         monkeypatch.setattr("sys.argv", ["sam_bench", *TINY, f"dataset.validation={share}", f"runs={tmp_path}"])
-        __main__.main()
+        entry_point.main()
     found = [json.loads(path.read_text()) for path in tmp_path.glob("*/*/result.json")]
     plain, split = sorted(found, key=lambda result: result["validation_images"])
     assert seen == [plain["test_accuracy"], split["validation_accuracy"]]

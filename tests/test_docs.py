@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from sam_bench import __main__, choose, curvature, dashboard, optim, sharpness, status
+from sam_bench import choose, curvature, dashboard, optim, sharpness, status
+from sam_bench import command as entry_point
 from sam_bench.curvature import Effort
 from sam_bench.report import __main__ as report
 from sam_bench.testing import __main__ as testing
@@ -112,6 +113,9 @@ def shortened(words):
     if any(word.startswith("+experiment=") and not word.endswith("rst_cifar10") for word in words):
         kept = [word.replace("protocol=cpu", "protocol=smoke") for word in words if not word.startswith("+tuned=")]
         return [*kept, "seed=0", "optimizer=sgd"]
+    words = [
+        word.replace("submitit_slurm", "submitit_local") for word in words if not word.startswith("hydra.launcher.")
+    ]
     kept = [word for word in words if word.partition("=")[0] not in {*SHORT, *GONE}]
     return [*kept, *(f"{name}={value}" for name, value in SHORT.items())]
 
@@ -127,7 +131,7 @@ def run_line(line, monkeypatch):
     if module == "sam_bench" and "GROUP=CHOICE" not in words and "--config-dir" not in words:
         settings = shortened([word for word in words if word != "-m"])
         monkeypatch.setattr(sys, "argv", ["sam_bench", *(["-m"] if "-m" in words else []), *settings])
-        __main__.main()
+        entry_point.main()
     elif module == "sam_bench.status":
         status.main(shortened(words))
     elif module in MODULES:

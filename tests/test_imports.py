@@ -129,7 +129,7 @@ def test_the_optimizers_import_nothing_of_the_application(below):
 def test_a_run_loads_only_what_it_needs(tmp_path):
     """The default run: no compiler, no network or data of others."""
     code = (
-        "import sys; from sam_bench.__main__ import main; main(); "
+        "import sys; from sam_bench.command import main; main(); "
         "print([name for name in ('torch._dynamo', 'timm', 'torchvision', 'sklearn', 'wandb') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code, "logger=none", "trainer.epochs=1", f"runs={tmp_path / 'runs'}"]

@@ -1,0 +1,167 @@
+"""What `python -m sam_bench` and `sam-bench` do: train one setting or a sweep."""
+
+import atexit
+import os
+import re
+import sys
+import traceback
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sam_bench import hydra_errors, results
+from sam_bench.configuration import (
+    CONF,
+    flags_first,
+    folders_of,
+    group_files,
+    settings_of_run,
+    store_inner_methods,
+)
+from sam_bench.data.listing import list_images
+from sam_bench.errors import FailedRuns, SettingError, reason
+from sam_bench.settings import Settings
+
+_started = False  # whether Hydra has accepted the command line
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def run(config: DictConfig) -> float:
+    """Train one setting, or print the result if it was trained before.
+
+    Returns the mean accuracy of its seeds, on the validation set if there is one, which a sweeper may maximize.
+    """
+    global _started
+    _started = True
+    try:
+        finished, unfinished = [], []
+        job = HydraConfig.get()
+        overrides: Any = OmegaConf.to_container(job.overrides.task, resolve=False)
+        in_sweep = job.mode == RunMode.MULTIRUN
+        settings, notes = settings_of_run(config, job.runtime.choices, overrides, folders_of(sys.argv[1:]), in_sweep)
+        for note in notes:
+            print(note)
+        unused = unused_schedule(settings, overrides)
+        if not in_sweep:
+            refuse_without_effect(config, settings, overrides, unused)
+        for override in unused:
+            print(f"{override} is ignored: optimizer={job.runtime.choices.get('optimizer')} takes no schedule")
+        for one in settings.each_seed():
+            print(f"run folder: {one.folder}", flush=True)
+            if result := results.read_of(one):
+                if settings.sharpness not in ("none", *results.kinds_of_sharpness(result)):
+                    result = measured(one, result)
+                print(f"finished before{results.by_other_code(result)}:\n{results.table(result)}", flush=True)
+                finished.append(result)
+            else:
+                unfinished.append(one)
+        if unfinished:
+            from sam_bench import machine  # torch takes seconds; a wrong name is answered before
+            from sam_bench.train import train
+
+            if settings.trainer.compile is not True:
+                machine.leave_compiler_unimported()
+            for result in train(unfinished):
+                print(results.table(result), flush=True)
+                finished.append(result)
+        validated = all(result.get("validation_accuracy") is not None for result in finished)
+        part = "validation" if validated else "test"
+        return sum(result[f"{part}_accuracy"] for result in finished) / len(finished)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(2)
+        raise  # the sweeper names it after the other runs
+    except Exception:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            traceback.print_exc()  # a fault of the program, of which the sweeper has only the last line
+        raise
+
+
+def measured(settings: Settings, result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a finished run with its sharpness, or as it was, with a warning."""
+    from sam_bench import sharpness
+
+    try:
+        return sharpness.add_to_result(settings, settings.sharpness)
+    except (SettingError, RuntimeError) as error:
+        print(f"warning: sharpness={settings.sharpness}: {reason(error)}", file=sys.stderr)
+        return result
+
+
+def refuse_without_effect(config: DictConfig, settings: Settings, overrides: list[str], unused: list[str]) -> None:
+    """Raise a SettingError for a schedule that the method does not take, or a value for another data set.
+
+    In a sweep, such values may be meant for other runs.
+    """
+    dataset = settings.dataset.name
+    for override in unused:
+        optimizer = HydraConfig.get().runtime.choices.get("optimizer")
+        raise SettingError(f"{override}: has no effect, optimizer={optimizer} does not take it; choose rst or grst")
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        setting, _, of_dataset = name.rpartition(".")
+        values = OmegaConf.select(config, setting) if setting else None
+        if isinstance(values, DictConfig) and "cifar10" in values:
+            used = dataset if dataset in values else "cifar10"
+            if of_dataset != used:
+                raise SettingError(f"{override}: has no effect, dataset={dataset} has the value of {used}")
+
+
+def unused_schedule(settings: Settings, overrides: list[str]) -> list[str]:
+    """The overrides of a schedule that the method does not take.
+
+    Raises a SettingError for a setting that no schedule has.
+    """
+    if settings.optimizer.schedule and settings.optimizer.schedule._group:
+        return []
+    found = [each for each in overrides if re.match(r"[+~]*schedule\b", each)]
+    for override in found:
+        setting = override.lstrip("+~").partition("=")[0].partition(".")[2]
+        if setting and not any(setting in file for file in group_files("schedule", folders_of(sys.argv[1:])).values()):
+            raise SettingError(f"schedule.{setting}: no schedule has such a setting")
+    return found
+
+
+def main() -> None:
+    """Run; exit with 2 if any run was refused or failed."""
+    global _started
+    _started = False
+    list_images.cache_clear()  # the folder may have changed
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, where it would print many lines
+    try:
+        sys.argv[1:] = flags_first(sys.argv[1:])
+        for folder in folders_of(sys.argv[1:]):
+            store_inner_methods(folder)
+        run()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except FailedRuns as error:
+        if str(error):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if _started or before == "1":
+            raise  # a fault of the program
+        line = error if isinstance(error, SettingError) else hydra_errors.one_line(error, sys.argv[1:])
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def console() -> None:
+    """Run as a process of its own: `python -m sam_bench` and `sam-bench`."""
+    main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    atexit._run_exitfuncs()
+    os._exit(0)  # everything is written; deleting torch's modules one by one would take 1.5 s more
