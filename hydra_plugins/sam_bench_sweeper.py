@@ -18,6 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from sam_bench import results
 from sam_bench.configuration import folders_of
 from sam_bench.errors import FailedRuns, SettingError, reason
 from sam_bench.sweep import runs_of, settings_of_runs
@@ -63,15 +64,9 @@ class ExperimentSweeper(Sweeper):
         runs = runs_of(hydra.sweeper, hydra.runtime.choices, arguments, parser)
         if not runs:
             raise SettingError("-m: a list of this sweep is empty, so there is nothing to train")
-        distinct: dict[Any, list[str]] = {}  # SGD under several schedules is one run
-        loader, folders = self.hydra_context.config_loader, folders_of(sys.argv[1:])
-        for run, settings in settings_of_runs(loader, self.config, runs, folders):
-            # one with a wrong setting is refused in its turn, so that the others are trained
-            key = run if isinstance(settings, SettingError) else [one.folder for one in settings.each_seed()]
-            distinct.setdefault(tuple(key), run)
-        if same := len(runs) - len(distinct):
-            print(f"{same} of {len(runs)} runs have the settings of another one", flush=True)
-        runs = list(distinct.values())
+        runs = self.remaining(runs)
+        if not runs:
+            return []
         returns = self.launcher.launch(runs, initial_job_idx=0)
         common = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
         lines = []
@@ -85,3 +80,25 @@ class ExperimentSweeper(Sweeper):
         if lines:
             raise FailedRuns(f"{len(lines)} of {len(runs)} runs failed; the others are done:{''.join(lines)}")
         return returns
+
+    def remaining(self, runs: list[list[str]]) -> list[list[str]]:
+        """Each run once: SGD under several schedules is one run. A launcher of processes gets no finished ones."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        distinct: dict[tuple[Any, ...], list[str]] = {}
+        finished: list[list[str]] = []
+        loader, folders = self.hydra_context.config_loader, folders_of(sys.argv[1:])
+        for run, settings in settings_of_runs(loader, self.config, runs, folders):
+            if isinstance(settings, SettingError):  # refused in its turn, so that the others are trained
+                distinct.setdefault(tuple(run), run)
+                continue
+            seeds = settings.each_seed()
+            first = distinct.setdefault(tuple(one.folder for one in seeds), run)
+            in_processes = not isinstance(self.launcher, BasicLauncher)  # which prints the tables of finished ones
+            if first is run and in_processes and all(map(results.is_finished, seeds)):
+                finished.append(run)
+        if same := len(runs) - len(distinct):
+            print(f"{same} of {len(runs)} runs have the settings of another one", flush=True)
+        if finished:
+            print(f"{len(finished)} of {len(distinct)} runs are finished", flush=True)
+        return [run for run in distinct.values() if run not in finished]

@@ -52,7 +52,7 @@ def run(config: DictConfig) -> float:
         for one in settings.each_seed():
             print(f"run folder: {one.folder}", flush=True)
             if result := results.read_of(one):
-                if settings.sharpness not in ("none", *results.kinds_of_sharpness(result)):
+                if not results.is_finished(one):
                     result = measured(one, result)
                 print(f"finished before{results.by_other_code(result)}:\n{results.table(result)}", flush=True)
                 finished.append(result)

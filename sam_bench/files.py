@@ -18,7 +18,12 @@ def replace(path: Path, *content: bytes | memoryview | str) -> None:
                 file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except FileNotFoundError:
+            # a network file system repeats a rename whose reply was lost, and then does not find what it has renamed
+            if partial.exists() or not path.exists():
+                raise
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise SettingError(f"{path}: cannot be written ({error.strerror}); its previous content is kept") from error

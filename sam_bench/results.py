@@ -153,6 +153,15 @@ def read_of(settings: Settings) -> dict[str, Any] | None:
     return result
 
 
+def is_finished(settings: Settings) -> bool:
+    """Whether this run has its result, with the sharpness that the settings ask for."""
+    try:
+        result = read_of(settings)
+    except SettingError:
+        return False
+    return result is not None and settings.sharpness in ("none", *kinds_of_sharpness(result))
+
+
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
     """`metrics.csv`, one row per epoch."""
     text = io.StringIO()

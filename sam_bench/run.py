@@ -100,7 +100,8 @@ class Run:
             self.optimizer.load_state_dict(last["optimizer"])
             self.scheduler.load_state_dict(last["scheduler"])
             rows, epochs = last["rows"], self.settings.trainer.epochs
-            if [row["epoch"] for row in rows] != list(range(1, min(len(rows), epochs) + 1)):
+            numbers = [row["epoch"] for row in rows]
+            if numbers != list(range(1, min(len(rows), epochs) + 1)) or not (rows or last["step_of_epoch"]):
                 raise ValueError(f"it has rows of {len(rows)} epochs, not of 1 to {epochs}")
             if len({tuple(row) for row in rows}) > 1:
                 raise ValueError("its rows have different columns")

@@ -3,7 +3,8 @@
 import copy
 import math
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
         done = sum(run.epoch * run.steps_per_epoch + run.step_of_epoch for run in runs)
         bar = folders.enter_context(tqdm(total=steps, initial=done, unit="step", disable=None, leave=False))
         stop = folders.enter_context(StopSignal())  # inside the folders, which it leaves with all that is saved
+        folders.enter_context(memory_errors_named(settings, device))
         while not all(run.done for run in runs):
             together, last = next_steps(runs)
             machine.reset_peak_memory(device)
@@ -99,6 +101,32 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
     if failures:
         raise SettingError("; ".join(map(str, failures)))
     return [run.result for run in runs if run.result]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the host, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def too_large(settings: Settings, device: torch.device) -> SettingError:
+    """The error for a batch that needs more memory than there is."""
+    trainer = settings.trainer
+    parts = next((n for n in range(2 * trainer.accumulate, trainer.batch_size + 1) if trainer.batch_size % n == 0), 0)
+    instead = f"trainer.accumulate={parts} computes it in smaller parts, or choose" if parts else "choose"
+    return SettingError(
+        f"trainer.batch_size={trainer.batch_size}: out of memory on {device}; {instead} a smaller batch"
+    )
+
+
+@contextmanager
+def memory_errors_named(settings: Settings, device: torch.device) -> Iterator[None]:
+    """Context manager: running out of memory raises a SettingError that says what to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise too_large(settings, device) from error
+        raise
 
 
 def next_steps(runs: list[Run]) -> tuple[list[Run], int]:
@@ -199,6 +227,8 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
         where = "optimizer.inner" if inner and error.name in inner.arguments else "optimizer"
         raise SettingError(f"{where}.{error.name}={error.value}: should be {error.allowed}") from error
     except Exception as error:  # whatever a model or an optimizer of others raises, the settings are the reason
+        if is_out_of_memory(error):
+            raise too_large(settings, device) from error
         names = f"model={settings.model.name}, dataset={settings.dataset.label}, optimizer={settings.optimizer.name}"
         raise SettingError(f"{names}: {reason(error)}") from error
     how = f", compiled in {compile_seconds:.0f} s" if compiled else ""

@@ -73,7 +73,7 @@ class Hang(BaseException):
 
 
 def test_random_settings(command, tmp_path, monkeypatch):
-    def stop_at_the_first_step(self, step):
+    def stop_at_the_first_step(self):
         raise KeyboardInterrupt
 
     def hang(*_):

@@ -126,12 +126,17 @@ def test_seeds_side_by_side_within_each_job(tmp_path):
 
 def test_runs_with_the_same_settings_are_one_run(tmp_path):
     """Two workers would meet in one folder: SGD takes no schedule."""
-    status, out, err = sweep(
-        "hydra/launcher=joblib", *TINY, "optimizer=sgd,rst", "schedule=linear,constant", f"runs={tmp_path}"
-    )
+    arguments = ["hydra/launcher=joblib", *TINY, "optimizer=sgd,rst", "schedule=linear,constant", f"runs={tmp_path}"]
+    status, out, err = sweep(*arguments)
     assert status == 0, err
     assert "1 of 4 runs have the settings of another one" in out
     assert len(list(tmp_path.glob("*/seed-0/result.json"))) == 3
+    next(tmp_path.glob("digits-small_resnet-sgd-*/seed-0/result.json")).unlink()
+    status, out, err = sweep(*arguments)
+    assert status == 0, err
+    assert "2 of 3 runs are finished" in out
+    assert "1/1  " in out
+    assert sweep(*arguments)[:2] == (0, "1 of 4 runs have the settings of another one\n3 of 3 runs are finished\n")
 
 
 def test_a_killed_worker_costs_its_own_run_alone(tmp_path):
