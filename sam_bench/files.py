@@ -1,6 +1,7 @@
 """Atomic file writes."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sam_bench.errors import SettingError
@@ -25,5 +26,6 @@ def replace(path: Path, *content: bytes | memoryview | str) -> None:
             if partial.exists() or not path.exists():
                 raise
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a file system that is read-only now
+            partial.unlink(missing_ok=True)
         raise SettingError(f"{path}: cannot be written ({error.strerror}); its previous content is kept") from error
