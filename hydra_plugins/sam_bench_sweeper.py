@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from sam_bench import results
 from sam_bench.configuration import folders_of
 from sam_bench.errors import FailedRuns, SettingError, reason
-from sam_bench.sweep import runs_of, settings_of_runs
+from sam_bench.sweep import own_overrides, runs_of, settings_of_runs
 
 
 @dataclass
@@ -68,13 +68,12 @@ class ExperimentSweeper(Sweeper):
         if not runs:
             return []
         returns = self.launcher.launch(runs, initial_job_idx=0)
-        common = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
         lines = []
-        for run, each in zip(runs, returns, strict=True):
+        for name, each in zip(own_overrides(runs), returns, strict=True):
             if each.status != JobStatus.COMPLETED:
                 error: Any = each._return_value
                 where = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
-                lines.append(f"\n  {' '.join(o for o in run if o not in common)}: {reason(error)}{where}")
+                lines.append(f"\n  {name}: {reason(error)}{where}")
         if len(lines) == len(runs) == 1 and isinstance(self.launcher, BasicLauncher):
             raise FailedRuns  # it has printed the same
         if lines:

@@ -52,7 +52,7 @@ def run(config: DictConfig) -> float:
         for one in settings.each_seed():
             print(f"run folder: {one.folder}", flush=True)
             if result := results.read_of(one):
-                if not results.is_finished(one):
+                if not results.has_sharpness(result, settings.sharpness):
                     result = measured(one, result)
                 print(f"finished before{results.by_other_code(result)}:\n{results.table(result)}", flush=True)
                 finished.append(result)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from sam_bench.errors import SettingError, reason
 from sam_bench.signals import StopSignal
+from sam_bench.sweep import own_overrides
 
 QUEUE_SECONDS = 10  # between two looks at Slurm's queue
 
@@ -92,8 +93,8 @@ class Parallel(Launcher):
         """Prepare a launch of these runs."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        self.runs, self.finished = runs, 0
-        self.common = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
+        self.finished = 0
+        self.names = own_overrides(runs)
         path = [os.path.abspath(folder) for folder in sys.path]
         return Job(self.context, self.task, self.config, Singleton.get_state(), sys.argv, path, os.getcwd())
 
@@ -104,19 +105,18 @@ class Parallel(Launcher):
             logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SettingError(f"{logs}: cannot be made ({error.strerror})") from error
-        print(f"{len(self.runs)} runs, {how}, logs in {logs}", flush=True)
+        print(f"{len(self.names)} runs, {how}, logs in {logs}", flush=True)
         return logs.absolute()
 
     def announce(self, number: int, returned: JobReturn) -> None:
         """Print a line for a run that has ended."""
         self.finished += 1
-        name = " ".join(each for each in self.runs[number] if each not in self.common)
         result = returned._return_value
         if returned.status == JobStatus.COMPLETED:
             outcome = f"accuracy {result:.2%}" if isinstance(result, float) else "done"
         else:
             outcome = f"failed: {reason(result)}"
-        print(f"{self.finished}/{len(self.runs)}  {name}  {outcome}", flush=True)
+        print(f"{self.finished}/{len(self.names)}  {self.names[number]}  {outcome}", flush=True)
 
 
 class JoblibLauncher(Parallel):

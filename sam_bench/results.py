@@ -159,7 +159,7 @@ def is_finished(settings: Settings) -> bool:
         result = read_of(settings)
     except SettingError:
         return False
-    return result is not None and settings.sharpness in ("none", *kinds_of_sharpness(result))
+    return result is not None and has_sharpness(result, settings.sharpness)
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -179,6 +179,11 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 def counted_cost(result: dict[str, Any]) -> float:
     """Counted cost per step: propagations plus a third of the forwards. SGD's is 1."""
     return result["propagations_per_step"] + result["forwards_per_step"] / 3
+
+
+def has_sharpness(result: dict[str, Any], kind: str) -> bool:
+    """Whether the result has this kind of sharpness; `none` asks for nothing."""
+    return kind in ("none", *kinds_of_sharpness(result))
 
 
 def kinds_of_sharpness(result: dict[str, Any]) -> tuple[str, ...]:

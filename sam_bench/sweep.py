@@ -80,10 +80,18 @@ def but_seed(run: Sequence[str]) -> tuple[str, ...]:
     return tuple(each for each in run if not SEED.fullmatch(each))
 
 
+def own_overrides(runs: Sequence[Sequence[str]]) -> list[str]:
+    """The name of each run within its sweep: its overrides that not all runs have."""
+    common = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
+    return [" ".join(each for each in run if each not in common) for run in runs]
+
+
 def settings_of_runs(
     loader: ConfigLoader, master: DictConfig, runs: Iterable[list[str]], folders: list[Path]
 ) -> Iterator[tuple[list[str], Settings | SettingError]]:
-    """Each run with its checked settings, or with what is wrong with them. Runs that differ in their seed are fast.
+    """Each run with its checked settings, or with what is wrong with them.
+
+    Hydra composes the seeds of a setting once, since nothing else in them differs.
 
     Args:
         loader: Hydra's.
