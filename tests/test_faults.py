@@ -18,7 +18,6 @@ import pytest
 
 from sam_bench import files
 from tests.command import TINY, settings
-from tests.processes import in_a_process
 from tests.processes import train as train_in_a_process
 from tests.test_errors import one_line
 from tests.test_resume import assert_same, state_of
@@ -155,14 +154,14 @@ def with_little_memory(arguments: list[str]) -> None:
     train_in_a_process(arguments)
 
 
-def test_too_large_a_batch_names_what_to_change(tmp_path, capfd):
-    arguments = [*("logger=none", "model=wrn16_4", "trainer.batch_size=1024", "trainer.epochs=1"), f"runs={tmp_path}"]
-    process = in_a_process(with_little_memory, arguments)
-    process.join()
-    assert process.exitcode == 2
+def test_too_large_a_batch_names_what_to_change(tmp_path):
+    arguments = ["logger=none", "model=wrn16_4", "trainer.batch_size=1024", "trainer.epochs=1", f"runs={tmp_path}"]
+    code = "import sys; from tests.test_faults import with_little_memory; with_little_memory(sys.argv[1:])"
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=REPOSITORY)
+    assert process.returncode == 2, process.stderr
     assert (
         "error: trainer.batch_size=1024: out of memory on cpu; trainer.accumulate=2 computes it in smaller parts, or "
-        "choose a smaller batch\n" in capfd.readouterr().err
+        "choose a smaller batch\n" in process.stderr
     )
 
 
