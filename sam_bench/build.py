@@ -60,6 +60,8 @@ def call(where: str, settings: Target, *args: Any, **offered: Any) -> Any:
             wrong = setting_of[error.name]
             value = settings.arguments[wrong]
             raise SettingError(f"{where}.{wrong}={shown(value)}: should be {error.allowed}") from error
+        if error.name == "sync_perturbation":
+            raise SettingError(f"trainer.{error.name}={shown(error.value)}: should be {error.allowed}") from error
         if isinstance(nested := getattr(settings, error.name, None), Target):
             group = f"{where}/{error.name}={nested.name}"
         raise SettingError(f"{group}: {error}") from error
@@ -138,6 +140,7 @@ class Training:
     sample: Callable[[int, int], tuple[Tensor, Tensor]] | None = (
         None  # n, seed -> training images (n, C, H, W), classes
     )
+    sync_perturbation: bool = False  # of several ranks
 
     def method(self, where: str, settings: Target, around: torch.optim.Optimizer) -> Descent:
         """A method around a base optimizer or another method.
@@ -182,14 +185,19 @@ def create_model(settings: Target, classes: int, channels: int, image_size: int)
     return model
 
 
-def create_dataset(settings: DatasetSettings, batch_size: int, device: torch.device, seed: int) -> Data:
+def create_dataset(
+    settings: DatasetSettings, batch_size: int, device: torch.device, seed: int, rank: int = 0, ranks: int = 1
+) -> Data:
     """Open the data set: `_target_` returns `Arrays` or, if it takes a `batch_size`, a `Data`.
 
     Raises a SettingError if it is missing, broken or too small, or refuses a setting.
     """
     takes, _ = parameters_of(locate("dataset", settings.target))
     if "batch_size" in takes:
-        data = call("dataset", settings, batch_size=batch_size, device=device, seed=seed)
+        if ranks > 1 and "ranks" not in takes:
+            raise SettingError(f"dataset._target_={settings.target}: takes no rank and ranks; train it in one process")
+        of_training = {"batch_size": batch_size, "device": device, "seed": seed, "rank": rank, "ranks": ranks}
+        data = call("dataset", settings, **of_training)
         needed = {*Data.__annotations__, *(name for name in vars(Data) if not name.startswith("_"))}
         if missing := sorted(name for name in needed if not hasattr(data, name)):
             raise SettingError(
@@ -197,7 +205,7 @@ def create_dataset(settings: DatasetSettings, batch_size: int, device: torch.dev
             )
         return data
     resident, augmentation = _resident(settings, settings.model_dump_json(), device)
-    return ResidentData(resident, augmentation, batch_size, seed)
+    return ResidentData(resident, augmentation, batch_size, seed, rank, ranks)
 
 
 @lru_cache(maxsize=1)  # the runs of a sweep mostly share their data

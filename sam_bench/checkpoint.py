@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sam_bench import files
 from sam_bench.errors import SettingError, reason
 
-FORMAT = 4
+FORMAT = 5
 CHECKSUM_LENGTH = 64  # hexadecimal digits
 
 

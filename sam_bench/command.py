@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
 import hydra
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sam_bench import hydra_errors, results
+from sam_bench import hydra_errors, ranks, results
 from sam_bench.configuration import (
     CONF,
     flags_first,
@@ -71,7 +72,8 @@ def run(config: DictConfig) -> float:
         part = "validation" if validated else "test"
         return sum(result[f"{part}_accuracy"] for result in finished) / len(finished)
     except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if ranks.may_report():
+            print(f"error: {error}", file=sys.stderr)
         if HydraConfig.get().mode == RunMode.RUN:
             sys.exit(2)
         raise  # the sweeper names it after the other runs
@@ -142,14 +144,15 @@ def main() -> None:
         print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except FailedRuns as error:
-        if str(error):
+        if str(error) and ranks.is_first_to_print():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if _started or before == "1":
             raise  # a fault of the program
         line = error if isinstance(error, SettingError) else hydra_errors.one_line(error, sys.argv[1:])
-        print(f"error: {line}", file=sys.stderr)
+        if ranks.is_first_to_print():
+            print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     finally:
         if before is None:
@@ -159,9 +162,16 @@ def main() -> None:
 
 
 def console() -> None:
-    """Run as a process of its own: `python -m sam_bench` and `sam-bench`."""
-    main()
+    """Run as a process of its own: `python -m sam_bench` and `sam-bench`. Of several ranks, the first one prints."""
+    status: Any = 0
+    try:
+        with open(os.devnull, "w") if ranks.RANK else nullcontext(sys.stdout) as out, redirect_stdout(out):
+            main()
+    except SystemExit as stop:
+        if not ranks.LAUNCHED:
+            raise
+        status = stop.code  # without a wait for the other ranks, which may have ended
     sys.stdout.flush()
     sys.stderr.flush()
     atexit._run_exitfuncs()
-    os._exit(0)  # everything is written; deleting torch's modules one by one would take 1.5 s more
+    os._exit(status)  # everything is written; deleting torch's modules one by one would take 1.5 s more

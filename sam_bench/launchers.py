@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from sam_bench.errors import SettingError, reason
+from sam_bench.ranks import LAUNCHED
 from sam_bench.signals import StopSignal
 from sam_bench.sweep import own_overrides
 
@@ -86,7 +87,10 @@ class Parallel(Launcher):
     """What the launchers share. `launch` of each does all runs and returns a `JobReturn` of each, in order."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
+        """Called by Hydra. Raises a SettingError within torchrun."""
+        if LAUNCHED:
+            name = config.hydra.runtime.choices["hydra/launcher"]
+            raise SettingError(f"hydra/launcher={name}: starts processes of its own; leave it out with torchrun")
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def start(self, runs: Sequence[Sequence[str]]) -> Job:
@@ -177,7 +181,7 @@ class JoblibLauncher(Parallel):
                 for worker in workers:
                     worker.processes.shutdown(cancel_futures=True)
             if stop.received:
-                stop.obey()
+                stop.obey(stop.received)
         return returns
 
 

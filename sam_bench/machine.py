@@ -11,17 +11,30 @@ from pathlib import Path
 import torch
 
 from sam_bench.errors import SettingError
+from sam_bench.ranks import LAUNCHED
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the GPU if there is one. Raises a SettingError if it does not exist."""
+    """The device of a name; `auto` is the GPU if there is one, and of several ranks on a machine each has its own.
+
+    Raises a SettingError if it does not exist.
+    """
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SettingError(f"trainer.device={name}: torch sees no CUDA device; choose cpu or auto")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise SettingError(f"trainer.device={name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if LAUNCHED and device.type == "cuda":
+        here, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if device.index is not None or here >= gpus:
+            raise SettingError(
+                f"trainer.device={name}: each rank needs a GPU of its own; choose cuda, with at most {gpus} ranks"
+            )
+        device = torch.device("cuda", here)
+        torch.cuda.set_device(device)
+    return device
 
 
 def set_determinism(on: bool) -> None:
@@ -102,9 +115,9 @@ def conditions(device: torch.device) -> dict[str, str | int]:
     return {"device": f"cpu, {instructions}", "torch": str(torch.__version__), "threads": torch.get_num_threads()}
 
 
-def describe(device: torch.device) -> str:
-    """The device as named in tables."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+def describe(device: torch.device, ranks: int = 1) -> str:
+    """The device of each rank as named in tables."""
     threads = torch.get_num_threads()
-    return f"cpu, {threads} thread{'s' * (threads != 1)}"
+    cpu = f"cpu, {threads} thread{'s' * (threads != 1)}"
+    each = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return f"{ranks} × {each}" if ranks > 1 else each

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 import yaml
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
@@ -24,6 +25,7 @@ from sam_bench.data import Batch, Data
 from sam_bench.errors import SettingError, reason
 from sam_bench.optim import BatchClosure, Descent
 from sam_bench.optim.seeding import derived_seed
+from sam_bench.ranks import Ranks
 from sam_bench.settings import Settings
 from sam_bench.tracker import Tracker
 
@@ -34,23 +36,26 @@ STEP_SIZES = ("lr", "weight_decay", "rho", "rho_max", "gamma", "weight", "alpha"
 class Run:
     """A run, from its settings. Raises a SettingError if something that they name does not exist."""
 
-    def __init__(self, settings: Settings, device: torch.device) -> None:
-        self.settings, self.device, trainer = settings, device, settings.trainer
+    def __init__(self, settings: Settings, device: torch.device, ranks: Ranks | None = None) -> None:
+        ranks = ranks or Ranks(device)
+        self.settings, self.device, self.ranks, trainer = settings, device, ranks, settings.trainer
         results.git_commit()  # cached now: the files may have changed by the end of a long training
-        self.dataset = create_dataset(settings.dataset, trainer.batch_size, device, settings.seed)
+        self.dataset = create_dataset(settings.dataset, trainer.batch_size, device, settings.seed, ranks.rank, ranks.n)
         self.steps_per_epoch = self.dataset.steps_per_epoch
         self.steps = trainer.epochs * self.steps_per_epoch
         torch.manual_seed(derived_seed("weights", settings.seed))
         d = self.dataset
         self.model = create_model(settings.model, d.classes, d.channels, d.image_size).to(device)
-        self.optimizer, self.closure = optimizer_and_closure(settings, self.model, d)
+        if trainer.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer, self.closure = optimizer_and_closure(settings, ranks.replica(self.model), d)
         self.scheduler = LambdaLR(
             self.optimizer, warmup_then_cosine(trainer.warmup_epochs * self.steps_per_epoch, self.steps)
         )
         self.epoch = 0  # finished epochs
         self.step_of_epoch = 0  # finished steps of the current epoch
         self.losses: Tensor | None = None  # of the steps of this epoch; None before it starts in this process
-        # what a checkpoint has of the current epoch
+        # what a checkpoint has of the current epoch, of this rank
         self.losses_before, self.correct_before, self.unreadable_before = torch.empty(0), torch.zeros(()), 0
         self.seconds, self.peak_memory = 0.0, 0  # of the current epoch
         self.extra_copies = 0.0  # most so far: the method's buffers, in copies of the weights
@@ -63,7 +68,7 @@ class Run:
                 raise SettingError(
                     f"trainer.batch_norm_epochs={wanted}: has no effect, model={settings.model.name} has no BatchNorm"
                 )
-        self.conditions = machine.conditions(device)
+        self.conditions = machine.conditions(device) | {"ranks": ranks.n}
         self.machine_changes: list[str] = []  # what was different after a resume
         self.result: dict[str, Any] | None = None
         self.captured: CapturedStep | None = None
@@ -92,7 +97,7 @@ class Run:
         Raises a SettingError if the checkpoint cannot be that of this run.
         """
         path = self.settings.folder / "last.pt"
-        last = checkpoint.load(path, self.settings.config_hash, self.settings.seed)
+        last = self.ranks.on_first(lambda: checkpoint.load(path, self.settings.config_hash, self.settings.seed))
         if last is None:
             return
         try:
@@ -106,17 +111,21 @@ class Run:
             if len({tuple(row) for row in rows}) > 1:
                 raise ValueError("its rows have different columns")
             then, self.machine_changes = last["conditions"], list(last["machine_changes"])
-            self.step_of_epoch, self.unreadable_before = last["step_of_epoch"], last["unreadable_images"]
+            self.step_of_epoch = last["step_of_epoch"]
             self.seconds, self.peak_memory = last["seconds"], last["peak_memory"]
             self.extra_copies = last["extra_copies"]
-            self.losses_before, self.correct_before = last["losses"], last["correct"]
+            mine = part_of(last["of_ranks"], self.ranks.rank, self.ranks.n)
+            self.losses_before, self.correct_before = mine["losses"], mine["correct"]
+            self.unreadable_before = mine["unreadable_images"]
+            for statistics, value in zip(self.batch_norm_statistics, mine["batch_norm"], strict=True):
+                statistics.copy_(value)
             if not len(self.losses_before) == self.step_of_epoch < self.steps_per_epoch:
                 raise ValueError(f"it has {len(self.losses_before)} losses of {self.step_of_epoch} steps")
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             what = " ".join(str(error).split())[:200]
             raise SettingError(f"{path}: does not fit this run ({what}); move it away to start over") from error
         if rows:
-            results.write_metrics(self.settings.folder, rows)
+            self.ranks.on_first(lambda: results.write_metrics(self.settings.folder, rows))
         self.rows, self.epoch = rows, len(rows)
         changes = [f"{key} {then.get(key)}, now {now}" for key, now in self.conditions.items() if then.get(key) != now]
         changes = [] if self.done else changes
@@ -136,13 +145,38 @@ class Run:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which made model and data
         if compiled:
             self.closure.compile()
+        if self.closure.ddp:
+            self.order_gradients(self.closure.ddp)
         if captured and self.stream:
             required = self.settings.trainer.cuda_graphs is True
             self.captured = CapturedStep(self.optimizer, self.work, cuda_graph(self.stream), required=required)
 
+    def order_gradients(self, ddp: DistributedDataParallel) -> None:
+        """Have DistributedDataParallel choose the order in which it sums gradients, by two passes without a step.
+
+        It does so after the first backward pass of a process. A resumed run would sum its first gradients in another
+        order, to other bits.
+        """
+        buffers = list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        self.model.train()
+        d, size = self.dataset, self.settings.trainer.batch_size // self.ranks.n
+        images = torch.zeros(size, d.channels, d.image_size, d.image_size, device=self.device)
+        for _ in range(2):
+            ddp(images).sum().backward()
+        self.optimizer.zero_grad()
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
     def release(self) -> None:
         """Free the captured graphs now; otherwise their memory is held until the garbage collector runs."""
         self.captured = None  # it refers to `work`, and so to this run
+
+    @property
+    def batch_norm_statistics(self) -> list[Tensor]:
+        """Running means and variances, which each rank has of its own parts of the batches."""
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        return [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:
@@ -183,7 +217,8 @@ class Run:
         assert self.losses is not None
         self.dataset.fetch()
         # dropout and the like follow from (seed, step), whatever runs beside it
-        seed = derived_seed("dropout", self.settings.seed, self.epoch * self.steps_per_epoch + self.step_of_epoch)
+        step = self.epoch * self.steps_per_epoch + self.step_of_epoch
+        seed = derived_seed("dropout", self.settings.seed, step, self.ranks.rank)
         for generator in self.generators:  # torch.manual_seed takes 0.1 ms or more: it visits every device
             generator.manual_seed(seed)
         if self.captured:
@@ -211,23 +246,28 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of the current step, in a thread of its own. Call it after a pause."""
-        self.checkpoints.offer(self.state(), at_once=True)
+        state = self.state()
+        self.ranks.on_first(lambda: self.checkpoints.offer(state, at_once=True))
 
     def state(self) -> dict[str, Any]:
         """All that a resume needs. The tensors are those of the run, not copies."""
         started, unreadable = self.losses is not None, self.unreadable_before
+        of_rank = {
+            "losses": self.losses_before if self.losses is None else self.losses[: self.step_of_epoch],
+            "correct": self.correct if started else self.correct_before,
+            "batch_norm": self.batch_norm_statistics,
+            "unreadable_images": unreadable + self.dataset.unreadable_images if started else unreadable,
+        }
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "rows": self.rows,
             "step_of_epoch": self.step_of_epoch,
-            "losses": self.losses_before if self.losses is None else self.losses[: self.step_of_epoch],
-            "correct": self.correct if started else self.correct_before,
+            "of_ranks": self.ranks.of_all(of_rank),
             "seconds": self.seconds,
             "peak_memory": self.peak_memory,
             "extra_copies": self.extra_copies,
-            "unreadable_images": unreadable + self.dataset.unreadable_images if started else unreadable,
             "conditions": self.conditions,
             "machine_changes": self.machine_changes,
         }
@@ -244,19 +284,25 @@ class Run:
         Raises a SettingError if the loss or a weight is no longer finite.
         """
         assert self.losses is not None
-        folder, rows = self.settings.folder, self.rows
-        is_last = self.epoch + 1 == self.settings.trainer.epochs
+        rows, trainer = self.rows, self.settings.trainer
+        self.ranks.mean([self.losses, *self.batch_norm_statistics])
+        # each image is read once per epoch, so unreadable ones before and after a resume are different ones
+        of_ranks = self.ranks.of_all(
+            (self.correct.item(), self.unreadable_before + self.dataset.unreadable_images, self.peak_memory)
+        )
+        corrects, unreadable, peaks = zip(*of_ranks, strict=True)
+        is_last = self.epoch + 1 == trainer.epochs
         start = time.perf_counter()
-        tested = self.test(is_last, is_last or (self.epoch + 1) % self.settings.trainer.test_every == 0)
+        tested = self.test(is_last, is_last or (self.epoch + 1) % trainer.test_every == 0)
         test_seconds = time.perf_counter() - start
         check_finite(self.losses, self.model, tested, self.epoch * self.steps_per_epoch, self.settings)
-        images = self.steps_per_epoch * self.settings.trainer.batch_size
+        images = self.steps_per_epoch * trainer.batch_size
         row = {
             "epoch": self.epoch + 1,
             "steps": (self.epoch + 1) * self.steps_per_epoch,
             "lr": float(self.scheduler.get_last_lr()[0]),
             "train_loss": self.losses.mean().item(),
-            "train_accuracy": self.correct.item() / images,
+            "train_accuracy": sum(corrects) / images,
             **tested,
             "propagations": self.optimizer.propagations,
             "forwards": self.optimizer.forwards,
@@ -265,20 +311,21 @@ class Run:
             "test_seconds": test_seconds + (rows[-1]["test_seconds"] if rows else 0.0),
             "images_per_second": images / self.seconds,
             "seeds_at_once": seeds_at_once,
-            "peak_memory_bytes": max(self.peak_memory, rows[-1]["peak_memory_bytes"] if rows else 0),
+            "peak_memory_bytes": max(*peaks, rows[-1]["peak_memory_bytes"] if rows else 0),
             "extra_copies": self.extra_copies,
-            "unreadable_images": max(
-                # each image is read once per epoch, so these are different ones
-                self.unreadable_before + self.dataset.unreadable_images,
-                rows[-1]["unreadable_images"] if rows else 0,
-            ),
+            "unreadable_images": max(sum(unreadable), rows[-1]["unreadable_images"] if rows else 0),
         }
         rows.append(row)
         self.next_epoch()
-        self.checkpoints.offer(self.state())
-        results.write_metrics(folder, rows)
-        self.tracker.log(row)
+        state = self.state()
+        self.ranks.on_first(lambda: self.write(state))
         return row
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write the results of an epoch: a checkpoint if it is time, `metrics.csv`, and the row for the tracker."""
+        self.checkpoints.offer(state)
+        results.write_metrics(self.settings.folder, self.rows)
+        self.tracker.log(self.rows[-1])
 
     def test(self, is_last: bool, is_due: bool) -> dict[str, float | None]:
         """Loss and accuracy on the validation set and on the test set, as in a row of metrics.csv.
@@ -295,7 +342,7 @@ class Run:
                 ("validation", self.dataset.validation, has_validation),
                 ("test", self.dataset.test, is_last or not has_validation),
             ):
-                loss, accuracy = evaluate(self.model, batches(), bf16) if due else (None, None)
+                loss, accuracy = evaluate(self.model, batches(), bf16, self.ranks) if due else (None, None)
                 found |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
         return found
 
@@ -313,6 +360,7 @@ class Run:
         bf16 = self.settings.trainer.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             update_bn(self.train_images(), self.model)
+        self.ranks.mean(self.batch_norm_statistics)
         try:
             yield
         finally:
@@ -326,16 +374,21 @@ class Run:
             self.dataset.start(epoch)
             for step in range(self.steps_per_epoch):
                 self.dataset.fetch()
-                seed = derived_seed("batch norm", self.settings.seed, epoch * self.steps_per_epoch + step)
+                at = epoch * self.steps_per_epoch + step
+                seed = derived_seed("batch norm", self.settings.seed, at, self.ranks.rank)
                 for generator in self.generators:  # dropout is active
                     generator.manual_seed(seed)
                 yield self.dataset.batch()[0]
 
     def finish(self) -> None:
         """Write the last checkpoint, then `result.json`: the last epoch, never the best one."""
+        self.result = self.ranks.on_first(self.write_result)
+
+    def write_result(self) -> dict[str, Any]:
+        """Write the files of the finished run. Returns its result."""
         self.checkpoints.close()
         settings, last, steps = self.settings, self.rows[-1], self.rows[-1]["steps"]
-        self.result = {
+        result: dict[str, Any] = {
             "format": results.FORMAT,
             "optimizer": settings.optimizer.name,
             "inner": settings.optimizer.inner.name if settings.optimizer.inner else None,
@@ -375,20 +428,22 @@ class Run:
             "versions": results.versions(),
             "config_hash": settings.config_hash,
             "config": settings.identity(),
-            "device": machine.describe(self.device),
+            "device": machine.describe(self.device, self.ranks.n),
+            "ranks": self.ranks.n,
             "threads": torch.get_num_threads(),
             "machine_changes": self.machine_changes,
             "git_commit": results.git_commit(),
         }
-        results.write_result(settings.folder, self.result)
+        results.write_result(settings.folder, result)
         if settings.sharpness != "none":
             try:
                 data = curvature.sample(self.dataset, settings.sharpness)
-                self.result["sharpness"] = curvature.measure(self.model, *data, settings.sharpness)
+                result["sharpness"] = curvature.measure(self.model, *data, settings.sharpness)
             except RuntimeError as error:  # an operation without a second derivative, no memory left
                 print(f"warning: sharpness={settings.sharpness}: {reason(error)}; the result is kept", file=sys.stderr)
             else:
-                results.write_result(settings.folder, self.result)
+                results.write_result(settings.folder, result)
+        return result
 
     @contextmanager
     def folder(self) -> Iterator[None]:
@@ -396,6 +451,28 @@ class Run:
 
         Raises a SettingError if the folder cannot be made, has no space, or another process holds it.
         """
+        self.ranks.on_first(self.take_folder)
+        try:
+            self.resume()
+            self.ranks.on_first(self.open_files)
+            try:
+                yield
+            except Exception as error:
+                if self.result is None and self.ranks.is_first:
+                    results.write_error(self.settings.folder, reason(error))
+                raise
+            finally:
+                if self.ranks.is_first:
+                    try:
+                        self.checkpoints.close()  # after an error or an interrupt, it writes the last finished epoch
+                    finally:
+                        self.tracker.finish(self.result)
+        finally:
+            if self.ranks.is_first:
+                self.lock.release()
+
+    def take_folder(self) -> None:
+        """Make and lock the run folder."""
         folder = self.settings.folder
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         # weights and up to four copies of state (AdamW's, a method's mean gradient), the old file and the new one
@@ -403,45 +480,32 @@ class Run:
         free = shutil.disk_usage(existing).free
         if free < need:
             raise SettingError(f"runs={folder}: {free / 2**20:.1f} MiB free, checkpoints need {need / 2**20:.1f} MiB")
-        lock = FileLock(folder / ".lock")
+        self.lock = FileLock(folder / ".lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=1)  # `sam_bench.status` takes it for a moment, to look
+            self.lock.acquire(timeout=1)  # `sam_bench.status` takes it for a moment, to look
         except Timeout as error:
             raise SettingError(f"runs={folder}: another process is already training this run") from error
         except OSError as error:
             raise SettingError(f"runs={folder}: {error.strerror}") from error
-        try:
-            self.resume()
-            files.replace(folder / "config.yaml", yaml.safe_dump(self.settings.dump(), sort_keys=False))
-            last, of = folder / "last.pt", (self.settings.config_hash, self.settings.seed)
-            self.checkpoints = Checkpoints(
-                lambda state: checkpoint.save(last, *of, state), self.settings.trainer.checkpoint_minutes
-            )
-            self.tracker = Tracker(self.settings, folder)
-            for row in self.rows:
-                self.tracker.log(row)
-            (folder / "error.txt").unlink(missing_ok=True)
-            try:
-                yield
-            except Exception as error:
-                if self.result is None:
-                    results.write_error(folder, reason(error))
-                raise
-            finally:
-                try:
-                    self.checkpoints.close()  # after an error or an interrupt, the last finished epoch is written here
-                finally:
-                    self.tracker.finish(self.result)
-        finally:
-            lock.release()
+
+    def open_files(self) -> None:
+        """Write config.yaml, and open checkpoints and tracker."""
+        folder, settings = self.settings.folder, self.settings
+        files.replace(folder / "config.yaml", yaml.safe_dump(settings.dump(), sort_keys=False))
+        last, of = folder / "last.pt", (settings.config_hash, settings.seed)
+        self.checkpoints = Checkpoints(
+            lambda state: checkpoint.save(last, *of, state), settings.trainer.checkpoint_minutes
+        )
+        self.tracker = Tracker(settings, folder)
+        for row in self.rows:
+            self.tracker.log(row)
+        (folder / "error.txt").unlink(missing_ok=True)
 
 
 def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -> tuple[Descent, BatchClosure]:
     """The optimizer, with gradient clipping, and the closure, with the weight decay if it is part of the loss."""
     trainer = settings.trainer
-    if trainer.channels_last:
-        model.to(memory_format=torch.channels_last)
     params = [p for p in model.parameters() if p.requires_grad]
     # BatchNorm's parameters and biases are the ones of one dimension
     decayed = [p for p in params if trainer.decay_norm_and_bias or p.ndim > 1]
@@ -457,6 +521,7 @@ def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -
         dataset.train_size if dataset.knows_examples else None,
         trainer.batch_size,
         lambda n, seed: dataset.sample(n, seed),  # a lambda, so that a copy of the optimizer copies no data set
+        trainer.sync_perturbation,
     )
     optimizer, decay = create_optimizer(settings.optimizer, groups, training), 0.0
     if trainer.decay_in_loss:
@@ -495,19 +560,31 @@ def warmup_then_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
     return factor
 
 
+def part_of(of_ranks: list[dict[str, Any]], rank: int, ranks: int) -> dict[str, Any]:
+    """What a checkpoint has of a rank. If it has another number of ranks, each gets the mean."""
+    if len(of_ranks) == ranks:
+        return of_ranks[rank]
+    return {
+        "losses": torch.stack([each["losses"] for each in of_ranks]).mean(0),
+        "correct": torch.stack([each["correct"] for each in of_ranks]).sum(0) / ranks,
+        "batch_norm": [
+            torch.stack(same).mean(0) for same in zip(*(each["batch_norm"] for each in of_ranks), strict=True)
+        ],
+        "unreadable_images": sum(each["unreadable_images"] for each in of_ranks) if rank == 0 else 0,
+    }
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], bf16: bool) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over the batches."""
+def evaluate(model: nn.Module, batches: Iterable[Batch], bf16: bool, ranks: Ranks | None = None) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over the batches, those of all ranks together."""
     model.eval()
-    totals: Any = 0.0
-    count = 0
+    totals = torch.zeros(3, device=next(model.parameters()).device)
     for images, labels in batches:
-        count += len(labels)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = model(images).float()
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        totals = totals + torch.stack([loss, (logits.argmax(1) == labels).sum()])
-    loss_sum, correct = totals.tolist()
+        totals = totals + torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_tensor(len(labels))])
+    loss_sum, correct, count = (ranks.sum(totals) if ranks else totals).tolist()
     return loss_sum / count, correct / count
 
 

@@ -114,6 +114,7 @@ class TrainerSettings(Strict):
     cuda_graphs: Literal["auto"] | bool
     seeds: int = Field(gt=0, le=256)
     checkpoint_minutes: NonNegativeFloat
+    sync_perturbation: bool = False
     test_every: PositiveInt = 1  # runs of earlier versions do not say
 
     @field_validator("compile", "cuda_graphs", mode="before")
@@ -269,6 +270,8 @@ class Settings(Strict):
             del identity["tuned"]
         for way in ("seeds", "checkpoint_minutes", "test_every"):
             del identity["trainer"][way]
+        if not self.trainer.sync_perturbation:  # as in runs of earlier versions
+            del identity["trainer"]["sync_perturbation"]
         identity["trainer"]["device"] = self.trainer.device.split(":")[0]  # not which of several GPUs
         dataset = identity["dataset"]
         if self.dataset.contents:

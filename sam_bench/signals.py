@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
+from sam_bench import ranks
+
 # what Slurm, submitit, Kubernetes, cloud machines and Ctrl-C send
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 REPEAT = 75  # exit status EX_TEMPFAIL of sysexits.h: the same command will continue
@@ -44,17 +46,17 @@ class StopSignal:
         self.received = number
         self.also()
 
-    def obey(self) -> None:
-        """Do what the signal does without this class: call its handler, interrupt, or exit with status `REPEAT`.
+    def obey(self, number: int) -> None:
+        """Do what a signal does without this class: call its handler, interrupt, or exit with status `REPEAT`.
 
         A handler may return, as submitit's does for SIGTERM. Training then goes on.
         """
-        assert self.received is not None
-        number, self.received = self.received, None
-        handler = self.before[number]
+        self.received = None
+        handler = self.before.get(number)
         if callable(handler):
             handler(number, None)
         else:
-            name = signal.Signals(number).name
-            print(f"\nstopped by {name}; the same command continues from the last step", file=sys.stderr)
+            if ranks.RANK == 0:
+                name = signal.Signals(number).name
+                print(f"\nstopped by {name}; the same command continues from the last step", file=sys.stderr)
             sys.exit(REPEAT)

@@ -14,7 +14,8 @@ from sam_bench import machine, results
 from sam_bench.capture import is_capturable
 from sam_bench.errors import SettingError, reason
 from sam_bench.optim import RST, ArgumentError, BatchClosure
-from sam_bench.run import Run, evaluate
+from sam_bench.ranks import Ranks, collective
+from sam_bench.run import Run, evaluate, optimizer_and_closure
 from sam_bench.settings import Settings
 from sam_bench.signals import StopSignal
 
@@ -30,11 +31,13 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
     """
     settings, trainer = seeds[0], seeds[0].trainer
     device = machine.pick_device(trainer.device)
+    ranks = Ranks(device)
+    check_ranks(settings, ranks)
     machine.set_determinism(trainer.deterministic)
     machine.keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.empty_cache()  # peak memory is that of this training, not of one before it
-    runs = [Run(one, device) for one in seeds]
+    runs = [Run(one, device, ranks) for one in seeds]
     captured = should_capture(settings, runs[0])
     compiled, compile_seconds = print_expectation(settings, runs[0], len(runs))
     failures: list[SettingError] = []
@@ -47,9 +50,11 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                 run.release()
         steps = sum(run.steps for run in runs)
         done = sum(run.epoch * run.steps_per_epoch + run.step_of_epoch for run in runs)
-        bar = folders.enter_context(tqdm(total=steps, initial=done, unit="step", disable=None, leave=False))
+        hidden = None if ranks.is_first else True  # None: unless it is a terminal
+        bar = folders.enter_context(tqdm(total=steps, initial=done, unit="step", disable=hidden, leave=False))
         stop = folders.enter_context(StopSignal())  # inside the folders, which it leaves with all that is saved
         folders.enter_context(memory_errors_named(settings, device))
+        folders.enter_context(collective())
         while not all(run.done for run in runs):
             together, last = next_steps(runs)
             machine.reset_peak_memory(device)
@@ -57,7 +62,7 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
             for run in together:
                 with run.on_stream():
                     run.start()
-            first = together[0]
+            first, signal, due = together[0], 0, 0
             for _ in range(first.step_of_epoch, last):
                 for run in together:
                     with run.on_stream():
@@ -65,7 +70,8 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                 made = first.epoch * first.steps_per_epoch + first.step_of_epoch
                 bar.set_postfix_str(f"{first.optimizer.sharpness_aware_steps / made:.0%} sharpness-aware", False)
                 bar.update(len(together))
-                if stop.received or first.checkpoints.due:
+                signal, due = ranks.agree(stop.received or 0, int(ranks.is_first and first.checkpoints.due))
+                if signal or due:
                     break
             machine.wait_for(device)  # deliberate, for the clock and before a checkpoint; no step waits
             seconds = (time.perf_counter() - start) / len(together)
@@ -90,17 +96,30 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                 if run.done:
                     run.finish()
                     run.release()
-            if stop.received or not ended:
+            (signal,) = ranks.agree_now(signal or stop.received or 0)
+            if signal or not ended:
                 for run in together:
                     if run in runs and not run.done:
                         run.save()
-            if stop.received:
+            if signal:
                 for run in together:
-                    run.checkpoints.wait()
-                stop.obey()
+                    ranks.on_first(lambda run=run: run.checkpoints.wait())  # type: ignore[misc]
+                stop.obey(signal)
     if failures:
         raise SettingError("; ".join(map(str, failures)))
     return [run.result for run in runs if run.result]
+
+
+def check_ranks(settings: Settings, ranks: Ranks) -> None:
+    """Raise a SettingError if these settings need another number of ranks."""
+    trainer = settings.trainer
+    if trainer.batch_size % (ranks.n * trainer.accumulate):
+        parts = f"{ranks.n} ranks" + (
+            f" with trainer.accumulate={trainer.accumulate}" if trainer.accumulate > 1 else ""
+        )
+        raise SettingError(f"trainer.batch_size={trainer.batch_size}: {parts} cannot share it equally")
+    if ranks.n > 1 and trainer.seeds > 1:
+        raise SettingError(f"trainer.seeds={trainer.seeds}: {ranks.n} ranks train one seed at a time; choose 1")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -155,11 +174,13 @@ def should_capture(settings: Settings, run: Run) -> bool:
     Raises a SettingError if they were asked for and are impossible.
     """
     wanted, base = settings.trainer.cuda_graphs, type(run.optimizer.innermost).__name__
-    possible = run.device.type == "cuda" and is_capturable(run.optimizer)
+    possible = run.device.type == "cuda" and is_capturable(run.optimizer) and not run.closure.ddp
     if wanted is True and not possible:
         method = method_name(settings)
         why = f"CUDA graphs need a CUDA device, not {run.device}"
-        if run.device.type == "cuda":
+        if run.closure.ddp:
+            why = "CUDA graphs need one process"
+        elif run.device.type == "cuda":
             why = f"{base if run.optimizer.capturable else method} cannot be captured"
         raise SettingError(f"trainer.cuda_graphs=true: {why}; choose auto or false")
     return possible and wanted is not False
@@ -174,12 +195,13 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
     trainer, dataset, device = settings.trainer, run.dataset, run.device
     expected = run.optimizer.expected_propagations_per_step
     cost = expected + run.optimizer.expected_forwards_per_step / 3
-    probe, best, compile_seconds = copy.deepcopy(run.closure), math.inf, 0.0
-    optimizer: Any = probe.optimizer
+    optimizer: Any
+    optimizer, probe = optimizer_and_closure(settings, copy.deepcopy(run.model), dataset)  # without the other ranks
+    best, compile_seconds, batch_size = math.inf, 0.0, trainer.batch_size // run.ranks.n
     if isinstance(optimizer, RST):
         optimizer = optimizer.inner  # time the inner step, whatever RST would draw
     # in the memory format of the data set's own, which a compilation depends on
-    shape = (trainer.batch_size, dataset.image_size, dataset.image_size, dataset.channels)
+    shape = (batch_size, dataset.image_size, dataset.image_size, dataset.channels)
 
     def seconds(step: int) -> float:
         optimizer.t = step  # the first and the last step of a method may differ
@@ -193,7 +215,7 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
     try:
         images = torch.ones(shape, device=device).permute(0, 3, 1, 2)
         labels = torch.full(shape[:1], dataset.classes - 1, device=device)
-        examples = torch.arange(trainer.batch_size, device=device) if dataset.knows_examples else None
+        examples = torch.arange(batch_size, device=device) if dataset.knows_examples else None
         for step in (0, run.steps - 1, run.steps - 1, run.steps - 1):
             before = optimizer.propagations + optimizer.forwards / 3
             best = min(best, seconds(step) / (optimizer.propagations + optimizer.forwards / 3 - before))

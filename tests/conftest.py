@@ -1,10 +1,13 @@
 import os
+import signal
 
 import pytest
 import torch
 
 # make test DEVICE=cuda runs on the GPU what the tests below run on the CPU
 DEVICE = os.environ.get("SAM_BENCH_TEST_DEVICE", "cpu")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a shell script
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
 
 

@@ -18,7 +18,7 @@ from tests import slurm
 from tests.command import TINY, settings
 from tests.test_resume import assert_same
 
-LONG = [*TINY, "trainer.epochs=40"]  # some seconds, so that a test can interfere
+LONG = [*TINY, "trainer.epochs=25"]  # some seconds, so that a test can interfere
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ def test_a_signal_to_the_sweep_saves_all_runs(number, tmp_path):
     assert "Traceback" not in err
     for folder in folders[:2]:
         saved = torch.load(folder / "last.pt", weights_only=True)
-        assert 3 <= len(saved["rows"]) < 40
+        assert 3 <= len(saved["rows"]) < 25
     assert not folders[2].exists(), "no further run is started"
     wait_for_the_end_of(children)
     if number == signal.SIGTERM:
@@ -313,7 +313,7 @@ def test_a_wrong_launcher_is_one_line(arguments, message, command):
 def test_slurm_jobs_that_are_cancelled_preempted_or_requeued(cluster, tmp_path):
     """All three in one sweep: the cancelled run is named, the others end with the weights of undisturbed runs."""
     runs = tmp_path / "runs"
-    longer = [*TINY, "trainer.epochs=150"]  # Slurm takes seconds to preempt a job
+    longer = [*TINY, "trainer.epochs=90"]  # Slurm takes seconds to preempt a job
     arguments = [*("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1"), *longer, "optimizer=sam"]
     process = start(*arguments, "seed=0,1,2", f"runs={runs}")
     folders = [folder_of(runs, *longer, "optimizer=sam", f"seed={seed}") for seed in (0, 1, 2)]

@@ -49,7 +49,7 @@ def first_checkpoint(runs, process) -> float:
 
 
 def test_ten_kills_at_random_moments(tmp_path):
-    arguments = [*TINY, "trainer.epochs=12", "trainer.checkpoint_minutes=0"]
+    arguments = [*TINY, "trainer.epochs=9", "trainer.checkpoint_minutes=0"]
     in_a_process(len, arguments).join()  # the first one waits for the imports
     whole = tmp_path / "undisturbed"
     started = time.perf_counter()

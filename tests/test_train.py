@@ -180,7 +180,7 @@ def test_bf16_and_fp32_agree_roughly(command):
 def test_four_optimizers_learn_a_part_of_real_cifar10(cifar_root, command):
     """Far above chance in 4 epochs, counted as they should be."""
     names = ["dataset=cifar10", f"dataset.root={cifar_root}", "dataset.subset=1000", "schedule=constant"]
-    sizes = ["trainer.epochs=4", "trainer.batch_size=32", "logger=none"]
+    sizes = ["trainer.epochs=4", "trainer.batch_size=32", "trainer.test_every=4", "logger=none"]
     status, _, err = command("-m", *names, *sizes, "optimizer=sgd,sam,rst,grst")
     assert status == 0, err
     results = {r["optimizer"]: r for r in (json.loads((f / "result.json").read_text()) for f in command.folders())}

@@ -25,7 +25,7 @@ class Arrays(NamedTuple):
 
 
 class Data(Protocol):
-    """The batches of a data set."""
+    """The batches of a data set. Of several ranks, each has its part of every batch and of the images to test on."""
 
     classes: int
     channels: int

@@ -89,6 +89,7 @@ class ImageFolder:
         subset: how many of the training images to use, class-balanced; None: all.
         validation: share of those that is held out.
         batch_size, device, seed: of the training.
+        rank, ranks: which part of every batch is this process's.
     """
 
     knows_examples = False  # a batch does not tell
@@ -105,6 +106,8 @@ class ImageFolder:
         batch_size: int,
         device: torch.device,
         seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         require_integer("image_size", image_size, low=1, high=MAX_SIZE)
         require_integer("workers", workers, low=0)
@@ -113,7 +116,8 @@ class ImageFolder:
         train, held_out = subset_and_validation(torch.tensor([label for _, label in listing.train]), subset, validation)
         check_batch(batch_size, len(train))
 
-        self.root, self.seed, self.device, self.batch_size = root, seed, device, batch_size
+        self.root, self.seed, self.device = root, seed, device
+        self.rank, self.ranks, self.batch_size = rank, ranks, batch_size // ranks
         self.classes, self.image_size = len(listing.classes), image_size
         self.train_size, self.validation_size, self.test_size = len(train), len(held_out), len(listing.val)
         self.steps_per_epoch = self.train_size // batch_size
@@ -133,9 +137,7 @@ class ImageFolder:
         """Training images found to be unreadable so far."""
         return len(self.unreadable)
 
-    def batches(
-        self, images: Images, items: list[tuple[int, int]], *, of_training_set: bool, drop_last: bool = False
-    ) -> Iterator[Any]:
+    def batches(self, images: Images, items: list[tuple[int, int]], *, of_training_set: bool) -> Iterator[Any]:
         """The items in batches on the device, normalized. The workers start with the first batch."""
         loader = DataLoader(
             images,
@@ -144,7 +146,6 @@ class ImageFolder:
             num_workers=self.workers,
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
-            drop_last=drop_last,
         )
 
         def readable() -> Iterator[tuple[Tensor | None, Tensor | None]]:
@@ -180,9 +181,10 @@ class ImageFolder:
     def start(self, epoch: int, step: int = 0) -> None:
         """Prepare an epoch, or the rest of it from a step on."""
         draw = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
-        order = torch.randperm(self.train_size, generator=draw).tolist()
-        items = [(i, epoch) for i in order[step * self.batch_size :]]
-        self.epoch = self.batches(self.train_images, items, of_training_set=True, drop_last=True)
+        order = torch.randperm(self.train_size, generator=draw)[: self.steps_per_epoch * self.batch_size * self.ranks]
+        mine = order.view(-1, self.ranks, self.batch_size)[step:, self.rank]
+        items = [(i, epoch) for i in mine.flatten().tolist()]
+        self.epoch = self.batches(self.train_images, items, of_training_set=True)
 
     def fetch(self) -> None:
         """Take the next batch of the workers. Raises a SettingError if they cannot read it."""
@@ -208,14 +210,15 @@ class ImageFolder:
         return torch.cat(images), torch.cat(labels)
 
     def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every validation image once. The first time, test images are read too: an unreadable one is named early."""
+        """Every validation image of this rank once. Test images are read before, to name an unreadable one early."""
         if not self.test_images_are_readable:
             for _ in self.test():
                 pass
             self.test_images_are_readable = True
-        items = [(i, 0) for i in range(self.validation_size)]
+        items = [(i, 0) for i in range(self.rank, self.validation_size, self.ranks)]
         yield from self.batches(self.validation_images, items, of_training_set=False)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every test image once."""
-        yield from self.batches(self.test_images, [(i, 0) for i in range(self.test_size)], of_training_set=False)
+        """Every test image of this rank once."""
+        items = [(i, 0) for i in range(self.rank, self.test_size, self.ranks)]
+        yield from self.batches(self.test_images, items, of_training_set=False)

@@ -114,25 +114,28 @@ def reside(arrays: Arrays, augmentation: Augmentation, device: torch.device) -> 
 
 
 class ResidentData:
-    """The batches of a small data set, see `sam_bench.data.Data`."""
+    """The batches of a small data set, see `sam_bench.data.Data`. Of several ranks, each has a part of every batch."""
 
     knows_examples = True
     unreadable_images = 0
 
-    def __init__(self, data: Resident, augmentation: Augmentation, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, data: Resident, augmentation: Augmentation, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.train_size, self.test_size = len(data.train_labels), len(data.test_labels)
         self.validation_size = len(data.validation_labels)
         check_batch(batch_size, self.train_size)
         self.steps_per_epoch = self.train_size // batch_size
         self.classes, self.image_size, self.channels = data.classes, *data.test_images.shape[2:]
         self.data, self.augmentation, self.batch_size, self.seed = data, augmentation, batch_size, seed
+        self.rank, self.ranks = rank, ranks
         self.device = device = data.train_labels.device
         self.generator = torch.Generator(device)
         # one column per image in the order of the epoch: first pixel of its crop, flip, hole y, hole x, class, index
         self.plan = torch.empty(6, self.train_size, dtype=torch.int64, device=device)
         self.line = torch.arange(self.image_size, device=device)
         self.rows = self.line[:, None] * (self.image_size + 2 * augmentation.padding)
-        self.first = torch.arange(batch_size, device=device)
+        self.first = torch.arange(batch_size, device=device).chunk(ranks)[rank]
         self.now = torch.empty_like(self.first)  # the columns of the batch
 
     def start(self, epoch: int, step: int = 0) -> None:
@@ -184,7 +187,8 @@ class ResidentData:
         yield from self.whole(self.data.test_images, self.data.test_labels)
 
     def whole(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """These images in order."""
+        """The images that this rank tests on, in order."""
+        images, labels = images[self.rank :: self.ranks], labels[self.rank :: self.ranks]
         for some, their_labels in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
             yield self.normalize(some), their_labels
 

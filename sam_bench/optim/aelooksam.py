@@ -43,6 +43,7 @@ class AELookSAM(PolicySAM, LookSAM):
         model: nn.Module | None = None,
     ) -> None:
         super().__init__(base, rho, alpha=alpha, model=model)
+        self.needs_mean_g = True
         self.policy = Policy(total_steps, lambda_1, lambda_2, delta)
 
     def gradient(self, closure: Closure) -> Tensor:

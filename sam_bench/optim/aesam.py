@@ -57,6 +57,7 @@ class PolicySAM(SAM):
     unschedulable = "it chooses its sharpness-aware steps itself, by ‖g‖"
     waits = "in every step, since the norm of the gradient decides whether there is a second pass"
     capturable = False
+    needs_mean_g = True
     policy: Policy
 
     def asks_for_sam(self) -> bool:

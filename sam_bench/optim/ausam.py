@@ -46,7 +46,7 @@ class AUSAM(SAM):
     cost = "(1 + ascent_share) · share; on whole batches in the first full_epochs"
     state_contents = "two numbers per training example"
     state_names = ("mean", "count")
-    samplewise = True
+    samplewise = selects = True
     whole_first_pass = False
 
     def __init__(
@@ -96,7 +96,7 @@ class AUSAM(SAM):
 
     def fill_noise(self, noise: Tensor) -> None:
         """Uniform numbers in [0, 1), drawn on the host, so that they are the same on every device."""
-        draw = torch.Generator().manual_seed(derived_seed("ausam", self.seed, self.t))
+        draw = torch.Generator().manual_seed(derived_seed("ausam", self.seed, self.t, self.rank))
         noise.copy_(torch.rand(noise.shape, generator=draw, dtype=torch.float32), non_blocking=True)
 
     def gradient(self, closure: Closure) -> Tensor:
@@ -108,7 +108,8 @@ class AUSAM(SAM):
         loss = self.first_pass(closure, self.ascent_selection(closure) if self.variant else drawn[:n])
         before = samples.losses
         self.second_pass(closure, None if self.variant else drawn)
-        rise, seen = (samples.losses[:n] - before).abs().float(), examples[drawn[:n]]
+        rise = self.of_all_ranks((samples.losses[:n] - before).abs().float())
+        seen = self.of_all_ranks(examples[drawn[:n]])
         count, mean = self.count[seen] + 1, self.mean[seen]
         self.count.index_copy_(0, seen, count)
         self.mean.index_copy_(0, seen, mean + (rise - mean) / count)

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Closure = Callable[[], Tensor]  # zero_grad, forward, backward; returns the loss
 Selection = slice | Tensor  # samples of the batch: the first n, or int64 indices (n,)
@@ -47,7 +48,8 @@ class BatchClosure:
     """zero_grad, forward and backward over the micro-batches of the current batch. A `SampleClosure`.
 
     Args:
-        model: maps images (B, C, H, W) to logits (B, classes). Its training or evaluation mode is not changed.
+        model: maps images (B, C, H, W) to logits (B, classes). Its training or evaluation mode is not changed. With
+            DistributedDataParallel, gradients are reduced once per call, with the last micro-batch.
         optimizer: its `zero_grad` is called at the start of each call.
         accumulate: number of micro-batches per batch.
         label_smoothing: label smoothing of the cross-entropy, in [0, 1).
@@ -70,6 +72,7 @@ class BatchClosure:
         decayed: Iterable[Tensor] = (),
     ) -> None:
         self.model, self.optimizer = model, optimizer
+        self.ddp = model if isinstance(model, DistributedDataParallel) else None
         self.accumulate, self.label_smoothing, self.bf16 = accumulate, label_smoothing, bf16
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.decay, self.decayed = decay, list(decayed)
@@ -98,10 +101,12 @@ class BatchClosure:
         total = torch.zeros((), device=labels.device)
         losses, logits, start = [], [], 0
         for some_images, some_labels in zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True):
-            each, outputs = self.forward(self.model, some_images, some_labels, self.label_smoothing, self.bf16)
-            share, stop = len(each) / len(labels), start + len(each)
-            loss = each.mean() * share
-            (loss if term is None else loss + term(outputs, slice(start, stop)) * share).backward()
+            last = start + len(some_labels) == len(labels)
+            with self.ddp.no_sync() if self.ddp and not last else nullcontext():
+                each, outputs = self.forward(self.model, some_images, some_labels, self.label_smoothing, self.bf16)
+                share, stop = len(each) / len(labels), start + len(each)
+                loss = each.mean() * share
+                (loss if term is None else loss + term(outputs, slice(start, stop)) * share).backward()
             total += loss.detach()
             losses.append(each.detach())
             logits.append(outputs.detach())

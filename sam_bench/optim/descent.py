@@ -8,13 +8,14 @@ base optimizer.
 import inspect
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn, Self
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -40,7 +41,8 @@ class Descent(Optimizer):
     Args:
         base: a `torch.optim.Optimizer` instance that does not call the closure itself.
         model: the module that is trained. Its BatchNorm layers then update their running statistics once per step;
-            without it, in every pass.
+            without it, in every pass. If it is wrapped in `DistributedDataParallel`, give that: the first pass of a
+            method is then not reduced over the ranks if it need not be.
 
     Raises:
         TypeError: `base` is not an optimizer.
@@ -91,6 +93,7 @@ class Descent(Optimizer):
         self.base = base
         super().__init__(base.param_groups, base.defaults)
         self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if model is not None else []
+        self.ddp = model if isinstance(model, DistributedDataParallel) else None
         self.counts: dict[str, float] = {"propagations": 0.0, "forwards": 0.0, "sharpness_aware_steps": 0}
         self.t = 0  # steps made
         self._scratch: dict[str, dict[Tensor, Tensor]] = {}
@@ -157,9 +160,12 @@ class Descent(Optimizer):
         """Put the gradient for the base optimizer, here g = ∇L(θ), into `.grad`; return the loss at θ."""
         return self.propagate(closure)
 
-    def propagate(self, closure: Closure, selection: Selection | None = None, term: Term | None = None) -> Tensor:
+    def propagate(
+        self, closure: Closure, selection: Selection | None = None, term: Term | None = None, *, reduced: bool = True
+    ) -> Tensor:
         """Run one pass: call the closure at the current weights, on the selection if one is given, and count it.
 
+        With DistributedDataParallel, the gradient is the mean over all ranks if it is `reduced`, and else this rank's.
         Raises a NoGradientError if no parameter has a gradient afterwards.
         """
         self.counts["propagations"] += self.share_of(closure, selection)
@@ -167,7 +173,8 @@ class Descent(Optimizer):
         before = [(p, ref(p.grad), p.grad._version) for p in self.params() if p.grad is not None]
         zeroed = dict(self._zeroed())
         self._zeroed().clear()
-        with torch.enable_grad():
+        # the forward, too, has to be within no_sync
+        with torch.enable_grad(), nullcontext() if reduced or not self.ddp else self.ddp.no_sync():
             plain = selection is None and term is None
             loss = closure() if plain else self.samples(closure)(selection, term)
         if loss.requires_grad:
@@ -284,6 +291,33 @@ class Descent(Optimizer):
         del epsilon
         with offset, self.frozen_batch_norm():
             yield
+
+    @property
+    def rank(self) -> int:
+        """The rank of the process within DistributedDataParallel; 0 without it."""
+        return self.ddp.process_group.rank() if self.ddp else 0
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks of DistributedDataParallel; 1 without it."""
+        return self.ddp.process_group.size() if self.ddp else 1
+
+    def mean_over_ranks(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Replace each tensor by its mean over all ranks."""
+        if self.ddp and tensors:
+            together = torch.cat([t.flatten() for t in tensors]) / self.ranks
+            torch.distributed.all_reduce(together, group=self.ddp.process_group)
+            for t, mean in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
+                t.copy_(mean.view_as(t))
+        return tensors
+
+    def of_all_ranks(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in the order of the ranks. Every rank needs to have equally many."""
+        if self.ddp is None:
+            return rows
+        gathered = [torch.empty_like(rows) for _ in range(self.ranks)]
+        torch.distributed.all_gather(gathered, rows.contiguous(), self.ddp.process_group)
+        return torch.cat(gathered)
 
     def params(self) -> list[Tensor]:
         """All parameters, in the order of the groups."""
@@ -432,6 +466,11 @@ class Descent(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._scratch = {}
+
+
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The module that `DistributedDataParallel` wraps, or the module itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def number_of(share: float, size: int) -> int:

@@ -42,6 +42,7 @@ class ESAM(SAM):
     paper = "Du et al., arXiv 2110.03141"
     cost = "ascent_share + γ, and 1 forward if γ < 1"
     state_names = ("reached",)
+    selects = True
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class FSAM(SAM):
     memory_copies = 2  # θ, m
     state_copies = 1
     state_contents = "the mean gradient m"
+    needs_mean_g = True
 
     def __init__(
         self, base: Optimizer, rho: float = 0.2, *, sigma: float = 1.0, lam: float = 0.6, **shared: Unpack[Shared]

@@ -35,7 +35,7 @@ class GSAM(SAM):
 
     paper = "Zhuang et al., arXiv 2203.08065"
     memory_copies = 2  # θ, g
-    keeps_g = True
+    keeps_g = needs_mean_g = True
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class KSAM(SAM):
 
     paper = "Ni et al., arXiv 2210.12864"
     cost = "(1 + ascent_share) · share, and 1 forward"
+    selects = True
 
     def __init__(self, base: Optimizer, rho: float = 0.05, *, share: float = 0.35, **shared: Unpack[Shared]) -> None:
         super().__init__(base, rho, **shared)

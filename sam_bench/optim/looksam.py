@@ -47,7 +47,7 @@ class LookSAM(SAM):
         require_integer("k", k, low=1)
         require_number("alpha", alpha, low=0)
         self.k, self.alpha = k, alpha
-        self.keeps_g = alpha > 0
+        self.keeps_g = self.needs_mean_g = alpha > 0
         if not alpha:
             self.memory_copies, self.state_copies, self.state_contents = 1, 0, ""
         self.calls = 0  # LookSAM's own steps
@@ -63,7 +63,7 @@ class LookSAM(SAM):
             loss = super().gradient(closure)
             self.look()
         else:
-            loss = self.first_pass(closure)
+            loss = self.propagate(closure)
             self.reuse()
         return loss
 

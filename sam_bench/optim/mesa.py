@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from sam_bench.optim.checks import ArgumentError, require_boolean, require_integer, require_number, require_start
 from sam_bench.optim.closure import Closure
-from sam_bench.optim.descent import Descent
+from sam_bench.optim.descent import Descent, without_ddp
 from sam_bench.optim.saf import divergence_from
 
 
@@ -68,7 +68,8 @@ class MESA(Descent):
             raise ArgumentError("model", None, "the model that is trained, since MESA averages it")
         self.weight, self.tau = lam * (tau**2 if tau_squared else 1), tau
         self.decay, self.start_steps = decay, start_steps
-        self.model, self.average = model, copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = without_ddp(model)
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
 
     @property
     def variant(self) -> bool:
@@ -79,6 +80,7 @@ class MESA(Descent):
         """Do the device work of the step, the average's too; return the loss at θ."""
         loss = super().update(closure)
         with torch.no_grad():
+            self.mean_over_ranks([b for b in self.model.buffers() if b.is_floating_point()])
             torch._foreach_lerp_(floating_point(self.average), floating_point(self.model), 1 - self.decay)
         return loss
 

@@ -96,7 +96,8 @@ class SAF(Descent):
         if self.outputs is None:
             shape = (self.lag_epochs, self.train_size, samples.logits.shape[1])
             self.outputs = torch.zeros(shape, device=self.slot.device, dtype=torch.float32)
-        self.outputs[where] = samples.logits.float()
+        where = self.slot, self.of_all_ranks(self.examples(closure))
+        self.outputs[where] = self.of_all_ranks(samples.logits.float())
         self.recorded[where] = self.epoch
         return loss
 

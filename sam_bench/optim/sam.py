@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import require_number
+from sam_bench.optim.checks import ArgumentError, require_boolean, require_number
 from sam_bench.optim.closure import Closure, Selection
 from sam_bench.optim.descent import TINY, Descent, number_of
 
@@ -39,6 +39,7 @@ class Shared(TypedDict, total=False):
 
     model: nn.Module | None
     ascent_share: float
+    sync_perturbation: bool
 
 
 class SAM(Descent):
@@ -51,6 +52,9 @@ class SAM(Descent):
             pass; without it, in both passes.
         ascent_share: the share of the batch, in (0, 1], that the first pass uses. Below 1, the closure must be a
             `SampleClosure`.
+        sync_perturbation: with DistributedDataParallel, compute ε from the mean gradient of all ranks, as one process
+            would on the joined batch. By default each rank computes ε from its own gradient (m-sharpness), and only the
+            second pass is reduced. Some methods need the mean gradient in any case (`needs_mean_g`).
 
     Raises:
         TypeError: `base` is not an optimizer.
@@ -63,11 +67,24 @@ class SAM(Descent):
     unschedulable = ""
     keeps_g = False  # whether a copy of g is kept in `scratch("g")` during the second pass
     whole_gradient = True  # whether the first pass gives the gradient of every tensor
+    needs_mean_g = False  # whether g enters the update or the state, which are the same on all ranks
+    selects = False  # whether the method selects samples, which each rank does in its own part of the batch
 
     def __init__(
-        self, base: Optimizer, rho: float = 0.05, *, model: nn.Module | None = None, ascent_share: float = 1.0
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        *,
+        model: nn.Module | None = None,
+        ascent_share: float = 1.0,
+        sync_perturbation: bool = False,
     ) -> None:
         super().__init__(base, model=model)
+        require_boolean("sync_perturbation", sync_perturbation)
+        if sync_perturbation and self.ddp and self.selects:
+            allowed = "false, since each rank selects samples from its own part of the batch"
+            raise ArgumentError("sync_perturbation", sync_perturbation, allowed)
+        self.sync_perturbation = sync_perturbation
         require_number("ascent_share", ascent_share, above=0, high=1)
         self.ascent_share = ascent_share
         self.samplewise = self.samplewise or ascent_share < 1
@@ -95,9 +112,14 @@ class SAM(Descent):
         self.second_pass(closure)
         return loss
 
+    @property
+    def reduces_first_pass(self) -> bool:
+        """Whether g is the mean over all ranks of DistributedDataParallel, or each rank's own."""
+        return self.sync_perturbation or self.needs_mean_g
+
     def first_pass(self, closure: Closure, selection: Selection | None = None) -> Tensor:
         """Leave g in `.grad`; return the loss."""
-        loss = self.propagate(closure, selection)
+        loss = self.propagate(closure, selection, reduced=self.reduces_first_pass)
         if self.keeps_g:
             params = self.params_with_grad()
             torch._foreach_copy_(self.scratch("g", params), self.grads(params))

@@ -74,6 +74,11 @@ class SSAMD(SSAM):
         """The period if the step changes the mask; such a step is the only one of its variant."""
         return self.t // self.update_steps if self.is_due() else None
 
+    @property
+    def reduces_first_pass(self) -> bool:
+        """Whether g is the mean over all ranks: also if a new mask follows from it."""
+        return super().reduces_first_pass or (self.is_due() and "gradient" in (self.drop, self.grow))
+
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
         """ε, with a new mask if one is due."""
         if self.is_due():

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import ArgumentError, require_integer
+from sam_bench.optim.descent import without_ddp
 from sam_bench.optim.fisher import fisher
 from sam_bench.optim.seeding import derived_seed
 from sam_bench.optim.ssam import SSAM
@@ -30,7 +31,7 @@ class SSAMF(SSAM):
     Args:
         base, rho: see `SAM`.
         sample: called with n and a seed, returns n training images (n, C, H, W) and classes (n,) on the model's device.
-        samples: n ≥ 1, at most the number of training images.
+        samples: n ≥ 1 and at least the number of ranks, at most the number of training images.
         batch_size: |B|, to count the propagations of a refresh; None: they are not counted.
         further: see `SSAM`. `model` is required, for its per-sample gradients.
     """
@@ -48,10 +49,10 @@ class SSAMF(SSAM):
         **further: Any,
     ) -> None:
         super().__init__(base, rho, **further)
-        require_integer("samples", samples, low=1)
+        require_integer("samples", samples, low=self.ranks)
         if further.get("model") is None:
             raise ArgumentError("model", None, "the model, whose per-sample gradients SSAM-F takes")
-        self.model, self.sample, self.n_samples = further["model"], sample, samples
+        self.model, self.sample, self.n_samples = without_ddp(further["model"]), sample, samples
         self.batch_size = batch_size
 
     def begin(self) -> None:
@@ -60,8 +61,9 @@ class SSAMF(SSAM):
             images, labels = self.sample(self.n_samples, derived_seed("fisher", self.seed, self.t // self.update_steps))
             if len(labels) < self.n_samples:
                 raise ArgumentError("samples", self.n_samples, f"at most the {len(labels)} training images")
-            scores = fisher(self.model, images, labels)
-            self.set_mask([scores[p] for p in self.perturbable()])
+            mine = slice(self.rank, None, self.ranks)  # the mean of the scores has the mask of their sum
+            scores = fisher(self.model, images[mine], labels[mine])
+            self.set_mask(self.mean_over_ranks([scores[p] for p in self.perturbable()]))
             self.counts["propagations"] += len(labels) / self.batch_size if self.batch_size else 0
 
     @property

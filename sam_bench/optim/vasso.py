@@ -31,6 +31,7 @@ class VaSSO(SAM):
     memory_copies = 2  # θ, d
     state_copies = 1
     state_contents = "the direction d"
+    needs_mean_g = True
 
     def __init__(self, base: Optimizer, rho: float = 0.2, *, theta: float = 0.9, **shared: Unpack[Shared]) -> None:
         super().__init__(base, rho, **shared)

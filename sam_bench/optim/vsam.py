@@ -49,7 +49,7 @@ class VSAM(SAM):
     state_contents = "the last PSF, the window"
     unschedulable = "it chooses its sharpness-aware steps itself, by the quota of its window"
     waits = "at the end of each window"
-    keeps_g = True
+    keeps_g = needs_mean_g = True
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ import hashlib
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Figure:
         name: of its files, unique within a panel.
         options: what was chosen for it, such as {"x": "seconds"}; figures of one `family` are alternatives.
         svg: to be put inside a page.
+        files: makes the content of each kind of file when it is called.
     """
 
     family: str
@@ -57,7 +58,7 @@ class Figure:
     caption: str
     options: dict[str, str]
     svg: str
-    files: dict[str, bytes] = field(repr=False, default_factory=dict)
+    files: dict[str, Callable[[], bytes]] = field(repr=False, default_factory=dict)
 
 
 def slug(text: str) -> str:
@@ -88,7 +89,7 @@ class Canvas:
         prefix = "f" + hashlib.sha256(f"{table.panel.title} {name}".encode()).hexdigest()[:8]
         self.drawing.supxlabel(_wrapped(text), fontsize=6.5, x=0.01, ha="left")  # the settings, in the files
         plain = self._saved("svg", name).replace(INK, "#222222")
-        files = {"svg": plain.encode(), "pdf": self._saved_pdf()}
+        files = {"svg": plain.encode, "pdf": self._saved_pdf}
         return Figure(family, name, text, options, self._for_page(inline, title, prefix), files)
 
     def _saved(self, kind: str, name: str) -> str:
@@ -99,7 +100,8 @@ class Canvas:
 
     def _saved_pdf(self) -> bytes:
         buffer = io.BytesIO()
-        self.drawing.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+        with matplotlib.rc_context(STYLE):
+            self.drawing.savefig(buffer, format="pdf", metadata={"CreationDate": None})
         return buffer.getvalue()
 
     def _for_page(self, svg: str, title: str, prefix: str) -> str:
@@ -139,12 +141,13 @@ def precision_and_device(cells: Sequence[Cell]) -> str:
     return f"{devices}; n = {counts[0]}" if len(counts) == 1 else f"{devices}; n = {counts[0]} to {counts[-1]}"
 
 
-def write(figure: Figure, folder: Path) -> dict[str, str]:
-    """Write the files of a figure into `folder`; returns their names by kind."""
+def write(figure: Figure, folder: Path, pdf: bool = True) -> dict[str, str]:
+    """Write the files of a figure into `folder`, PDF files if asked; returns the names by kind."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, content in figure.files.items():
-            (folder / f"{figure.name}.{kind}").write_bytes(content)
+            if pdf or kind != "pdf":
+                (folder / f"{figure.name}.{kind}").write_bytes(content())
     except OSError as error:
         raise SettingError(f"{folder}: cannot be written: {error.strerror}") from error
     return {kind: f"{figure.name}.{kind}" for kind in figure.files}

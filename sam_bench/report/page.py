@@ -48,13 +48,14 @@ class Page:
     runs: int
 
 
-def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
+def build(cells: list[Cell], folder: Path, index: str | None = None, *, pdf: bool = True) -> Page:
     """Write index.html, table.md, table.tex, table.csv and figures/ of the runs into a folder.
 
     Args:
         cells: the finished runs.
         folder: where to; it is made.
         index: the address of a page of all experiments.
+        pdf: write the figures as PDF files too, which takes as long as all the rest.
     """
     compared = panels(cells)
     about, found = summary(compared, folder), [tables.table(panel) for panel in compared]
@@ -68,7 +69,7 @@ def build(cells: list[Cell], folder: Path, index: str | None = None) -> Page:
     except OSError as error:
         raise SettingError(f"{folder}: cannot be written: {error.strerror}") from error
     shown = [
-        _panel(table, decisions, number, folder)
+        _panel(table, decisions, number, folder, pdf)
         for number, table in enumerate(tqdm(found, "figures", disable=None, leave=False))
     ]
     commits = sorted({str(run.get("git_commit"))[:7] for run in runs if run.get("git_commit")})
@@ -126,7 +127,7 @@ def description(experiment: str) -> str:
     return " ".join(comment)
 
 
-def _panel(table: Table, decisions: Sequence[Decision], number: int, folder: Path) -> dict[str, Any]:
+def _panel(table: Table, decisions: Sequence[Decision], number: int, folder: Path, pdf: bool) -> dict[str, Any]:
     columns = tables.filled(table)
     beside = Path("figures", str(number + 1))
     families = []
@@ -145,7 +146,7 @@ def _panel(table: Table, decisions: Sequence[Decision], number: int, folder: Pat
                         "options": each.options,
                         "svg": each.svg,
                         "caption": each.caption,
-                        "files": {kind: str(beside / name) for kind, name in write(each, folder / beside).items()},
+                        "files": {kind: str(beside / name) for kind, name in write(each, folder / beside, pdf).items()},
                     }
                     for each in variants
                 ],

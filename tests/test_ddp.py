@@ -1,0 +1,157 @@
+"""A run on several ranks, with torchrun and gloo."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam_bench.build import create_dataset
+from tests.command import TINY, settings
+from tests.test_image_folder import image_folder, names  # noqa: F401
+from tests.test_resume import assert_same, state_of
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
+    """The command in several processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*torchrun, "-m", "sam_bench", *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        env=environment,
+        cwd=REPOSITORY,
+    )
+
+
+def run(ranks: int, *arguments: str) -> str:
+    """Train to the end; return standard output."""
+    process = start(ranks, *arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
+
+
+def errors(err: str) -> list[str]:
+    return [line for line in err.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("dataset", ["digits", "imagefolder"])
+def test_ranks_share_the_batches_and_the_test_images_of_one_process(dataset, ranks, image_folder):  # noqa: F811
+    digits = ["dataset.padding=2", "dataset.flip=true", "dataset.cutout=3", "dataset.validation=0.1"]
+    folder = names(image_folder, "dataset.workers=0", "dataset.validation=0.5")
+    chosen = settings(*(digits if dataset == "digits" else folder)).dataset
+    whole, *parts = (
+        create_dataset(chosen, 8, torch.device("cpu"), 0, rank, of)
+        for rank, of in [(0, 1), *((rank, ranks) for rank in range(ranks))]
+    )
+    for each in (whole, *parts):
+        each.start(1, 1)
+    for _ in range(whole.steps_per_epoch - 1):
+        for each in (whole, *parts):
+            each.fetch()
+        of_ranks = [each.batch() for each in parts]
+        for i, expected in enumerate(whole.batch()):
+            if expected is not None:
+                assert torch.equal(torch.cat([batch[i] for batch in of_ranks]), expected)
+    for tested in ("test", "validation"):
+        expected = torch.cat([images for images, _ in getattr(whole, tested)()])
+        given = torch.cat([images for each in parts for images, _ in getattr(each, tested)()])
+        assert len(given) == len(expected) > 0
+        assert torch.equal(given.flatten(1).sum(1).sort().values, expected.flatten(1).sum(1).sort().values)
+
+
+def test_a_common_perturbation_gives_the_run_of_one_process(tmp_path):
+    """A net without BatchNorm, whose gradients of the parts of a batch add up to that of the whole."""
+    net = ["model=timm", "model.architecture=test_vit", "+model.kwargs.patch_size=4"]
+    arguments = [*TINY, "trainer.epochs=1", *net, "optimizer=rst", "schedule=constant", "trainer.accumulate=2"]
+    states = {}
+    for name, ranks, sync in (("one", 1, "true"), ("common", 2, "true"), ("own", 2, "false")):
+        run(ranks, *arguments, f"trainer.sync_perturbation={sync}", f"runs={tmp_path / name}")
+        states[name] = state_of(tmp_path / name)
+    for key, expected in states["one"]["model"].items():
+        torch.testing.assert_close(states["common"]["model"][key], expected, atol=1e-5, rtol=1e-4)
+    one, common, own = ([row["train_loss"] for row in states[name]["rows"]] for name in ("one", "common", "own"))
+    assert common == pytest.approx(one, rel=1e-4)
+    assert own != pytest.approx(one, rel=1e-4)
+    accuracies = [[row[key] for key in ("train_accuracy", "test_accuracy")] for row in states["common"]["rows"]]
+    assert accuracies == [[row[key] for key in ("train_accuracy", "test_accuracy")] for row in states["one"]["rows"]]
+
+
+def test_one_rank_trains_to_the_bits_of_the_plain_command(tmp_path):
+    arguments = [*TINY, "optimizer=grst", "schedule=constant"]
+    run(1, *arguments, f"runs={tmp_path / 'torchrun'}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    plain = [sys.executable, "-m", "sam_bench", *arguments, f"runs={tmp_path / 'plain'}"]
+    subprocess.run(plain, check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert_same(state_of(tmp_path / "torchrun"), state_of(tmp_path / "plain"))
+
+
+def test_one_of_four_ranks_is_killed_or_all_are_stopped(tmp_path):
+    """The others end with one line, and the same command continues to the bits of an undisturbed run."""
+    arguments = [*TINY, "trainer.epochs=10", "optimizer=grst", "schedule=constant", "trainer.checkpoint_minutes=0"]
+    run(4, *arguments, f"runs={tmp_path / 'undisturbed'}")
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        runs = tmp_path / number.name
+        process = start(4, *arguments, f"runs={runs}")
+        while not list(runs.glob("*/*/metrics.csv")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 1))
+        if number == signal.SIGKILL:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(random.choice(children)), number)
+        else:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode != 0
+        if number == signal.SIGKILL:
+            ended = "another process of this run has ended; the same command continues from the last checkpoint"
+            assert errors(err) == [f"error: {ended}"]
+        else:
+            assert err.count("stopped by SIGTERM; the same command continues from the last step") == 1
+            shutil.copytree(runs, tmp_path / "one")
+        assert 0 < len(state_of(runs)["rows"]) < 10
+        assert "continues after epoch" in run(4, *arguments, f"runs={runs}")
+        assert_same(state_of(runs), state_of(tmp_path / "undisturbed"))
+    assert "with other ranks 4, now 1: bits may differ" in run(1, *arguments, f"runs={tmp_path / 'one'}")
+    result = json.loads(next((tmp_path / "one").glob("*/*/result.json")).read_text())
+    assert re.fullmatch(r"after epoch \d+(, step \d+)?: ranks 4, now 1", result["machine_changes"][0])
+    assert result["ranks"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["trainer.batch_size=33"], "trainer.batch_size=33: 2 ranks cannot share it equally"),
+        (["trainer.seeds=2"], "trainer.seeds=2: 2 ranks train one seed at a time; choose 1"),
+        (["optimizer=sum"], "optimizer=sum: no such choice, did you mean sam?"),
+        (
+            ["optimizer=ksam", "trainer.sync_perturbation=true"],
+            "trainer.sync_perturbation=true: should be false, since each rank selects samples from its own part of the "
+            "batch",
+        ),
+        (
+            ["-m", "hydra/launcher=joblib", "seed=0,1"],
+            "hydra/launcher=joblib: starts processes of its own; leave it out",
+        ),
+    ],
+)
+def test_what_is_refused_is_one_line_and_writes_nothing(arguments, error, tmp_path):
+    process = start(2, *TINY, *arguments, f"runs={tmp_path / 'runs'}")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    (line,) = errors(err)
+    assert line.startswith(f"error: {error}")
+    assert not list(tmp_path.glob("runs/*/*/*"))
