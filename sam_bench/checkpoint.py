@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only, tree_map_with_path
 
 from sam_bench import files
 from sam_bench.errors import SettingError, reason
 
 FORMAT = 5
+SHARD = "in the folder of the shards"
 CHECKSUM_LENGTH = 64  # hexadecimal digits
 
 
@@ -59,6 +61,58 @@ def load(path: Path, config_hash: str, seed: int) -> dict[str, Any] | None:
     return state
 
 
+def save_shards(folder: Path, name: str, state: dict[str, Any]) -> dict[str, Any]:
+    """Write the tensors that FSDP shards into a folder of their own, on all ranks together.
+
+    Returns the state with `SHARD` in the place of each, for `last.pt`.
+    """
+    from torch.distributed import checkpoint
+
+    shards = {}
+
+    def take(path: Any, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not hasattr(value, "to_local"):
+            return value
+        shards[".".join(str(key.key) for key in path)] = value
+        return SHARD
+
+    rest = tree_map_with_path(take, state)
+    checkpoint.save(shards, checkpoint_id=folder / name)
+    return rest | {"shards": name}
+
+
+def load_shards(folder: Path, state: dict[str, Any], parameters: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Put what `save_shards` wrote into the state, on all ranks together, of which there may be another number.
+
+    `parameters` have the shards of this rank, by the beginning of the name.
+    """
+    from torch.distributed import checkpoint
+
+    shards: dict[str, torch.Tensor] = {}
+
+    def make(path: Any, value: Any) -> Any:
+        if not isinstance(value, str) or value != SHARD:
+            return value
+        name = ".".join(str(key.key) for key in path)
+        like = parameters[name] if name in parameters else parameters[name.rpartition(".")[0]]
+        shards[name] = torch.zeros_like(like.detach())
+        return shards[name]
+
+    whole = tree_map_with_path(make, state)
+    try:
+        checkpoint.load(shards, checkpoint_id=folder / state["shards"])
+    except checkpoint.CheckpointException as error:
+        raise ValueError(f"{state['shards']}: {reason(error)}") from error
+    return whole
+
+
+def remove_shards(folder: Path, all_but: str) -> None:
+    """Remove what `save_shards` wrote before."""
+    for old in folder.glob("shards-*"):
+        if old.name != all_but:
+            shutil.rmtree(old, ignore_errors=True)
+
+
 class Checkpoints:
     """The checkpoints of one run, written by a separate thread while training continues.
 
@@ -79,6 +133,11 @@ class Checkpoints:
         """Whether it is time for a checkpoint within an epoch."""
         return 0 < self.seconds <= time.monotonic() - self.last_write
 
+    @property
+    def is_time(self) -> bool:
+        """Whether it is time for a checkpoint after an epoch."""
+        return time.monotonic() - self.last_write >= self.seconds
+
     def offer(self, state: dict[str, Any], at_once: bool = False) -> None:
         """Copy the state, and start to write it if it is time or has to be written at once.
 
@@ -90,7 +149,7 @@ class Checkpoints:
             torch.cuda.synchronize(device)  # deliberate: the next epoch runs on another stream than the copy
         if self.writing and self.writing.done():
             self.wait()
-        if at_once or time.monotonic() - self.last_write >= self.seconds:
+        if at_once or self.is_time:
             self._start(self.unwritten)
 
     def close(self) -> None:

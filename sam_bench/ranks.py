@@ -55,6 +55,20 @@ class Ranks:
         with collective():
             return DistributedDataParallel(model, **own_buffers, gradient_as_bucket_view=True)
 
+    def shard(self, model: "nn.Module", device: "torch.device") -> None:
+        """Shard the parameters over the ranks with FSDP2: those of each block of a sequence together, then the rest."""
+        import torch
+        from torch.distributed.fsdp import fully_shard
+
+        with collective():
+            mesh = torch.distributed.init_device_mesh(device.type, (self.n,))
+            for module in model.modules():
+                if isinstance(module, torch.nn.Sequential | torch.nn.ModuleList):
+                    for block in module:
+                        if any(block.children()) and any(True for _ in block.parameters()):
+                            fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+
     def on_first(self, function: Callable[[], Any]) -> Any:
         """Call the function on the first rank. Return what it returns, or raise its SettingError, on all ranks."""
         if self.n == 1:

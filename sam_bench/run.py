@@ -24,6 +24,7 @@ from sam_bench.checkpoint import Checkpoints
 from sam_bench.data import Batch, Data
 from sam_bench.errors import SettingError, reason
 from sam_bench.optim import BatchClosure, Descent
+from sam_bench.optim.descent import local
 from sam_bench.optim.seeding import derived_seed
 from sam_bench.ranks import Ranks
 from sam_bench.settings import Settings
@@ -45,10 +46,18 @@ class Run:
         self.steps = trainer.epochs * self.steps_per_epoch
         torch.manual_seed(derived_seed("weights", settings.seed))
         d = self.dataset
-        self.model = create_model(settings.model, d.classes, d.channels, d.image_size).to(device)
-        if trainer.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        self.optimizer, self.closure = optimizer_and_closure(settings, ranks.replica(self.model), d)
+        self.model = create_model(settings.model, d.classes, d.channels, d.image_size)
+        if trainer.fsdp:
+            ranks.shard(self.model, device)  # moves it, too
+            self.optimizer, self.closure = optimizer_and_closure(settings, self.model, d)
+            for group in self.optimizer.param_groups:  # torch's fused SGD takes no shards
+                if "fused" in group:
+                    group["fused"] = None
+        else:
+            self.model.to(device)
+            if trainer.channels_last:
+                self.model.to(memory_format=torch.channels_last)
+            self.optimizer, self.closure = optimizer_and_closure(settings, ranks.replica(self.model), d)
         self.scheduler = LambdaLR(
             self.optimizer, warmup_then_cosine(trainer.warmup_epochs * self.steps_per_epoch, self.steps)
         )
@@ -100,7 +109,14 @@ class Run:
         last = self.ranks.on_first(lambda: checkpoint.load(path, self.settings.config_hash, self.settings.seed))
         if last is None:
             return
+        if ("shards" in last) != self.settings.trainer.fsdp:
+            asked = str(self.settings.trainer.fsdp).lower()
+            raise SettingError(
+                f"trainer.fsdp={asked}: {path} is of a run with the other choice; give another runs=FOLDER"
+            )
         try:
+            if self.settings.trainer.fsdp:
+                last = checkpoint.load_shards(self.settings.folder, last, self.shards())
             self.model.load_state_dict(last["model"])
             self.optimizer.load_state_dict(last["optimizer"])
             self.scheduler.load_state_dict(last["scheduler"])
@@ -241,13 +257,33 @@ class Run:
         """Note what the steps since the last pause took: this run's share of the seconds, and bytes of memory."""
         self.seconds += seconds
         self.peak_memory = max(self.peak_memory, peak_memory)
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        weights = sum(p.numel() * p.element_size() for p in local(list(self.model.parameters())))
         self.extra_copies = max(self.extra_copies, self.optimizer.extra_bytes / weights)
 
     def save(self) -> None:
         """Write a checkpoint of the current step, in a thread of its own. Call it after a pause."""
+        self.keep(at_once=True)
+
+    def keep(self, at_once: bool) -> None:
+        """Write a checkpoint if it is time or has to be written at once."""
         state = self.state()
-        self.ranks.on_first(lambda: self.checkpoints.offer(state, at_once=True))
+        if not self.settings.trainer.fsdp:
+            self.ranks.on_first(lambda: self.checkpoints.offer(state, at_once))
+        elif self.ranks.on_first(lambda: at_once or self.checkpoints.is_time):
+            name = self.ranks.on_first(lambda: f"shards-{self.epoch}-{self.step_of_epoch}-{time.time_ns()}")
+            state = checkpoint.save_shards(self.settings.folder, name, state)
+
+            def write() -> None:
+                self.checkpoints.offer(state, at_once=True)
+                self.checkpoints.wait()
+                checkpoint.remove_shards(self.settings.folder, all_but=name)
+
+            self.ranks.on_first(write)
+
+    def shards(self) -> dict[str, Tensor]:
+        """The parameters that FSDP shards, by their names in the states of model and optimizer."""
+        of_model = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        return of_model | {f"optimizer.state.{i}": p for i, p in enumerate(self.optimizer.params())}
 
     def state(self) -> dict[str, Any]:
         """All that a resume needs. The tensors are those of the run, not copies."""
@@ -295,7 +331,7 @@ class Run:
         start = time.perf_counter()
         tested = self.test(is_last, is_last or (self.epoch + 1) % trainer.test_every == 0)
         test_seconds = time.perf_counter() - start
-        check_finite(self.losses, self.model, tested, self.epoch * self.steps_per_epoch, self.settings)
+        check_finite(self.losses, self.model, tested, self.epoch * self.steps_per_epoch, self.settings, self.ranks)
         images = self.steps_per_epoch * trainer.batch_size
         row = {
             "epoch": self.epoch + 1,
@@ -317,13 +353,12 @@ class Run:
         }
         rows.append(row)
         self.next_epoch()
-        state = self.state()
-        self.ranks.on_first(lambda: self.write(state))
+        self.keep(at_once=is_last and trainer.fsdp)
+        self.ranks.on_first(self.write_row)
         return row
 
-    def write(self, state: dict[str, Any]) -> None:
-        """Write the results of an epoch: a checkpoint if it is time, `metrics.csv`, and the row for the tracker."""
-        self.checkpoints.offer(state)
+    def write_row(self) -> None:
+        """Write `metrics.csv`, and give the newest row to the tracker."""
         results.write_metrics(self.settings.folder, self.rows)
         self.tracker.log(self.rows[-1])
 
@@ -589,15 +624,21 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], bf16: bool, ranks: Rank
 
 
 def check_finite(
-    losses: Tensor, model: nn.Module, tested: dict[str, float | None], first_step: int, settings: Settings
+    losses: Tensor,
+    model: nn.Module,
+    tested: dict[str, float | None],
+    first_step: int,
+    settings: Settings,
+    ranks: Ranks,
 ) -> None:
     """Raise a SettingError if the loss of a step of the epoch, a weight or buffer or a tested loss is not finite.
 
     Weights are checked too, since BatchNorm can hide overflowed ones from the loss.
     """
-    values = [t.float() for t in model.state_dict().values()]
+    values = [t.float() for t in local(list(model.state_dict().values()))]
     known = losses.new_tensor([value for value in tested.values() if value is not None])
     finite = torch.cat([losses, nn.utils.get_total_norm(values).reshape(1), known]).isfinite()
+    finite = ranks.sum(1 - finite.float()) == 0  # on all ranks
     if not finite.all():
         step = first_step + min(int((~finite).nonzero()[0]), len(losses))
         kept = f"{settings.folder / 'last.pt'} has the epoch before" if first_step else "nothing was saved"

@@ -115,6 +115,7 @@ class TrainerSettings(Strict):
     seeds: int = Field(gt=0, le=256)
     checkpoint_minutes: NonNegativeFloat
     sync_perturbation: bool = False
+    fsdp: bool = False
     test_every: PositiveInt = 1  # runs of earlier versions do not say
 
     @field_validator("compile", "cuda_graphs", mode="before")
@@ -149,6 +150,8 @@ class TrainerSettings(Strict):
     def _fits(self) -> Self:
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+        if self.fsdp and not self.sync_perturbation:
+            raise ValueError("fsdp=true: needs sync_perturbation=true, since FSDP reduces the gradient of every pass")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}")
         return self
@@ -270,6 +273,7 @@ class Settings(Strict):
             del identity["tuned"]
         for way in ("seeds", "checkpoint_minutes", "test_every"):
             del identity["trainer"][way]
+        del identity["trainer"]["fsdp"]
         if not self.trainer.sync_perturbation:  # as in runs of earlier versions
             del identity["trainer"]["sync_perturbation"]
         identity["trainer"]["device"] = self.trainer.device.split(":")[0]  # not which of several GPUs

@@ -27,6 +27,10 @@ def add_to_result(settings: Settings, kind: str) -> dict[str, Any]:
     last = checkpoint.load(settings.folder / "last.pt", settings.config_hash, settings.seed)
     if last is None:
         raise SettingError(f"{settings.folder}: has no last.pt; give another runs=FOLDER to train it again")
+    if "shards" in last:
+        raise SettingError(
+            f"{settings.folder}: has the weights of trainer.fsdp=true, which sharpness is not measured of"
+        )
     device = machine.pick_device(settings.trainer.device)
     run = Run(settings, device)  # of which only the model and the data are used
     run.model.load_state_dict(last["model"])

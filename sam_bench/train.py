@@ -118,6 +118,10 @@ def check_ranks(settings: Settings, ranks: Ranks) -> None:
             f" with trainer.accumulate={trainer.accumulate}" if trainer.accumulate > 1 else ""
         )
         raise SettingError(f"trainer.batch_size={trainer.batch_size}: {parts} cannot share it equally")
+    if trainer.fsdp and ranks.n == 1:
+        raise SettingError("trainer.fsdp=true: needs several processes; start them with torchrun")
+    if trainer.fsdp and settings.sharpness != "none":
+        raise SettingError(f"sharpness={settings.sharpness}: needs whole weights; choose none with trainer.fsdp=true")
     if ranks.n > 1 and trainer.seeds > 1:
         raise SettingError(f"trainer.seeds={trainer.seeds}: {ranks.n} ranks train one seed at a time; choose 1")
 
@@ -174,11 +178,11 @@ def should_capture(settings: Settings, run: Run) -> bool:
     Raises a SettingError if they were asked for and are impossible.
     """
     wanted, base = settings.trainer.cuda_graphs, type(run.optimizer.innermost).__name__
-    possible = run.device.type == "cuda" and is_capturable(run.optimizer) and not run.closure.ddp
+    possible = run.device.type == "cuda" and is_capturable(run.optimizer) and run.ranks.n == 1 and not run.closure.ddp
     if wanted is True and not possible:
         method = method_name(settings)
         why = f"CUDA graphs need a CUDA device, not {run.device}"
-        if run.closure.ddp:
+        if run.closure.ddp or run.ranks.n > 1:
             why = "CUDA graphs need one process"
         elif run.device.type == "cuda":
             why = f"{base if run.optimizer.capturable else method} cannot be captured"
@@ -194,6 +198,9 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
     """
     trainer, dataset, device = settings.trainer, run.dataset, run.device
     expected = run.optimizer.expected_propagations_per_step
+    if trainer.fsdp:  # a copy to take the time of may not fit on a device
+        print(f"{run.steps} steps of {trainer.batch_size} images, {expected:.4f} expected propagations per step")
+        return False, 0.0
     cost = expected + run.optimizer.expected_forwards_per_step / 3
     optimizer: Any
     optimizer, probe = optimizer_and_closure(settings, copy.deepcopy(run.model), dataset)  # without the other ranks

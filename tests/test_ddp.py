@@ -42,6 +42,12 @@ def run(ranks: int, *arguments: str) -> str:
     return out
 
 
+def kill_a_rank(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to one of the processes that torchrun started, at random."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(random.choice(children)), number)
+
+
 def errors(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("error: ")]
 
@@ -110,8 +116,7 @@ def test_one_of_four_ranks_is_killed_or_all_are_stopped(tmp_path):
             time.sleep(0.01)
         time.sleep(random.uniform(0, 1))
         if number == signal.SIGKILL:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            os.kill(int(random.choice(children)), number)
+            kill_a_rank(process, number)
         else:
             process.send_signal(number)
         _, err = process.communicate(timeout=60)

@@ -395,7 +395,7 @@ def test_a_stand_in_keeps_its_own_class(image_folder):
     loader = open_folder(image_folder)
     loader.train_size = 10**6  # of which one may be unreadable
     loader.steps_per_epoch, loader.batch_size = 1, 24
-    items = [(i, 0) for i in range(24)]
+    items = [[(i, 0) for i in range(24)]]
     ((images, labels),) = loader.batches(loader.sample_images, items, of_training_set=True)
     assert labels.bincount().tolist() == [13, 11]  # the first image of the batch stands in
     broken = [path for path, _ in loader.train_images.samples].index(str(image_folder / "train" / "dog" / "3.png"))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sam_bench.data.listing import Sample, list_images
-from sam_bench.data.sampling import check_batch, require_shares, subset_and_validation
+from sam_bench.data.sampling import batches_of, check_batch, require_shares, subset_and_validation
 from sam_bench.errors import SettingError, reason
 from sam_bench.optim.checks import require_integer
 from sam_bench.optim.seeding import derived_seed
@@ -137,12 +137,11 @@ class ImageFolder:
         """Training images found to be unreadable so far."""
         return len(self.unreadable)
 
-    def batches(self, images: Images, items: list[tuple[int, int]], *, of_training_set: bool) -> Iterator[Any]:
-        """The items in batches on the device, normalized. The workers start with the first batch."""
+    def batches(self, images: Images, items: list[list[tuple[int, int]]], *, of_training_set: bool) -> Iterator[Any]:
+        """These batches of items on the device, normalized. The workers start with the first batch."""
         loader = DataLoader(
             images,
-            self.batch_size,
-            sampler=items,
+            batch_sampler=items,
             num_workers=self.workers,
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
@@ -160,9 +159,9 @@ class ImageFolder:
                 self.note(unreadable, of_training_set, some is None)
                 yield some, labels
 
-        batches = copy.copy(self.to_device)
-        batches.loader = readable()
-        return iter(batches)
+        on_device = copy.copy(self.to_device)
+        on_device.loader = readable()
+        return iter(on_device)
 
     def note(self, unreadable: list[Unreadable], of_training_set: bool, whole_batch: bool) -> None:
         """Count unreadable training images. Raise a SettingError for too many, or for one of another set."""
@@ -183,7 +182,7 @@ class ImageFolder:
         draw = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
         order = torch.randperm(self.train_size, generator=draw)[: self.steps_per_epoch * self.batch_size * self.ranks]
         mine = order.view(-1, self.ranks, self.batch_size)[step:, self.rank]
-        items = [(i, epoch) for i in mine.flatten().tolist()]
+        items = [[(i, epoch) for i in batch] for batch in mine.tolist()]
         self.epoch = self.batches(self.train_images, items, of_training_set=True)
 
     def fetch(self) -> None:
@@ -204,7 +203,7 @@ class ImageFolder:
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """Training images with the center crop of testing."""
         order = torch.randperm(self.train_size, generator=torch.Generator().manual_seed(seed))
-        items = [(i, 0) for i in order[:n].tolist()]
+        items = [[(i, 0) for i in some.tolist()] for some in order[:n].split(self.batch_size)]
         batches = self.batches(self.sample_images, items, of_training_set=True)
         images, labels = zip(*batches, strict=True)
         return torch.cat(images), torch.cat(labels)
@@ -215,10 +214,12 @@ class ImageFolder:
             for _ in self.test():
                 pass
             self.test_images_are_readable = True
-        items = [(i, 0) for i in range(self.rank, self.validation_size, self.ranks)]
-        yield from self.batches(self.validation_images, items, of_training_set=False)
+        yield from self.batches(self.validation_images, self.whole(self.validation_size), of_training_set=False)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every test image of this rank once."""
-        items = [(i, 0) for i in range(self.rank, self.test_size, self.ranks)]
-        yield from self.batches(self.test_images, items, of_training_set=False)
+        yield from self.batches(self.test_images, self.whole(self.test_size), of_training_set=False)
+
+    def whole(self, n: int) -> list[list[tuple[int, int]]]:
+        """The items of n images that this rank tests on."""
+        return [[(i, 0) for i in batch] for batch in batches_of(n, self.batch_size, self.rank, self.ranks)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from sam_bench.data import Arrays
-from sam_bench.data.sampling import check_batch, require_shares, subset_and_validation
+from sam_bench.data.sampling import batches_of, check_batch, require_shares, subset_and_validation
 from sam_bench.errors import SettingError
 from sam_bench.optim.checks import require_boolean, require_integer
 from sam_bench.optim.seeding import derived_seed
@@ -188,9 +188,9 @@ class ResidentData:
 
     def whole(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The images that this rank tests on, in order."""
-        images, labels = images[self.rank :: self.ranks], labels[self.rank :: self.ranks]
-        for some, their_labels in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
-            yield self.normalize(some), their_labels
+        for indices in batches_of(len(labels), TEST_BATCH, self.rank, self.ranks):
+            some = slice(indices.start, indices.stop, indices.step)
+            yield self.normalize(images[some]), labels[some]
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images uint8 (B, H, W, C) to float (B, C, H, W), in channels-last memory format."""

@@ -1,5 +1,8 @@
 """Subsets, splits and batch sizes."""
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +27,19 @@ def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
     rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     in_turn = by_class[rank_in_class.argsort(stable=True)]  # the first of every class, then the second, ...
     return shuffled[in_turn[:size]].sort().values
+
+
+def batches_of(total: int, size: int, rank: int, ranks: int) -> list[range]:
+    """Indices rank, rank + ranks, ... below the total in batches of at most `size`, of which every rank has as many.
+
+    With FSDP, a rank that has one less would leave the others waiting.
+    """
+    mine = range(rank, total, ranks)
+    if ranks == 1:
+        return [mine[at : at + size] for at in range(0, total, size)]
+    n = math.ceil(math.ceil(total / ranks) / size)
+    bounds = [len(mine) * i // n for i in range(n + 1)]
+    return [mine[start:stop] for start, stop in pairwise(bounds)]
 
 
 def require_shares(subset: int | None, validation: float) -> None:

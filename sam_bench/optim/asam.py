@@ -16,10 +16,10 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import ArgumentError, require_number
+from sam_bench.optim.descent import local
 from sam_bench.optim.sam import SAM, Shared
 
 
@@ -34,6 +34,7 @@ class ASAM(SAM):
     """
 
     paper = "Kwon et al., arXiv 2102.11600"
+    takes_shards = True
 
     def __init__(self, base: Optimizer, rho: float = 0.5, *, eta: float = 0.01, **shared: Unpack[Shared]) -> None:
         super().__init__(base, rho, **shared)
@@ -49,11 +50,11 @@ class ASAM(SAM):
         weights = [p for p in params if p in self.weights]
         if weights:
             T, g = self.scratch("theta", weights), self.grads(weights)  # noqa: N806
-            torch._foreach_copy_(T, weights)
+            torch._foreach_copy_(T, local(weights))
             torch._foreach_abs_(T)
             torch._foreach_add_(T, self.eta)
             torch._foreach_mul_(g, T)
-        norm = get_total_norm(grads)  # ‖Tg‖
+        norm = self.norm(grads)  # ‖Tg‖
         if weights:
             torch._foreach_mul_(g, T)
         self.scale(params, grads, norm)

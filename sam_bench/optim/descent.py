@@ -65,6 +65,7 @@ class Descent(Optimizer):
     capturable: bool = True  # CUDA graphs work: all steps of a variant run the same device operations
     compilable: bool = True  # the closure can be compiled once for all passes
     wraps_methods = False  # takes another method as its base
+    takes_shards = True  # works on parameters that FSDP shards; not inherited
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse `SAM(model.parameters(), SGD, rho=0.05)`, which other packages take, before Python counts arguments.
@@ -91,6 +92,7 @@ class Descent(Optimizer):
         if isinstance(base, torch.optim.LBFGS):
             raise ArgumentError("base", "LBFGS evaluates the closure itself", "any first-order optimizer")
         self.base = base
+        self.check_shards(base.param_groups)
         super().__init__(base.param_groups, base.defaults)
         self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if model is not None else []
         self.ddp = model if isinstance(model, DistributedDataParallel) else None
@@ -98,6 +100,16 @@ class Descent(Optimizer):
         self.t = 0  # steps made
         self._scratch: dict[str, dict[Tensor, Tensor]] = {}
         self._memory: dict[str, dict[Tensor, Tensor]] = {}
+
+    def check_shards(self, groups: list[dict[str, Any]]) -> None:
+        """Raise an ArgumentError if FSDP shards some of the parameters, or all and the method does not support it."""
+        sharded = {hasattr(p, "to_local") for group in groups for p in group["params"]}
+        if True in sharded and not vars(type(self)).get("takes_shards", False):
+            raise ArgumentError(
+                "base", "parameters that FSDP shards", f"whole parameters: {type(self).__name__} needs them"
+            )
+        if len(sharded) > 1:
+            raise ArgumentError("base", "parameters of which FSDP shards a part", "all parameters sharded, or none")
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -273,15 +285,15 @@ class Descent(Optimizer):
         if not params:
             yield
             return
-        theta = self.scratch("theta", params)
-        torch._foreach_copy_(theta, params)
+        theta, weights = self.scratch("theta", params), local(params)
+        torch._foreach_copy_(theta, weights)
         try:
-            torch._foreach_add_(params, epsilon)
+            torch._foreach_add_(weights, epsilon)
             del epsilon  # may be the last reference to a copy of the weights
             torch.clear_autocast_cache()  # if `step` is called within autocast, it holds θ in bf16
             yield
         finally:
-            torch._foreach_copy_(params, theta)
+            torch._foreach_copy_(weights, theta)
             torch.clear_autocast_cache()
 
     @contextmanager
@@ -329,15 +341,27 @@ class Descent(Optimizer):
 
     @staticmethod
     def grads(params: list[Tensor]) -> list[Tensor]:
-        """The gradients of those parameters that have one."""
-        return [p.grad for p in params if p.grad is not None]
+        """The gradients of those parameters that have one; with FSDP, this rank's shards of them."""
+        return local([p.grad for p in params if p.grad is not None])
+
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """The norm of all tensors together; with FSDP, over the shards of all ranks."""
+        norm = get_total_norm(tensors)
+        sharded: Any = self.param_groups[0]["params"][0]
+        if not hasattr(sharded, "to_local"):
+            return norm
+        square = norm.square()
+        for dim, placement in enumerate(sharded.placements):
+            if placement.is_shard():
+                torch.distributed.all_reduce(square, group=sharded.device_mesh.get_group(dim))
+        return square.sqrt()
 
     def scratch(self, name: str, params: list[Tensor]) -> list[Tensor]:
         """One uninitialized buffer per parameter, of its shape, strides and dtype. Reused, and not in `state_dict`."""
         buffers = self._scratch.setdefault(name, {})
         for p in params:
             if p not in buffers or (buffers[p].dtype, buffers[p].device) != (p.dtype, p.device):
-                buffers[p] = torch.empty_like(p)
+                buffers[p] = torch.empty_like(*local([p]))
         return [buffers[p] for p in params]
 
     def memory(self, name: str, params: list[Tensor]) -> list[Tensor]:
@@ -466,6 +490,11 @@ class Descent(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._scratch = {}
+
+
+def local(tensors: list[Tensor]) -> list[Tensor]:
+    """What this rank has of tensors that FSDP shards, to be changed in place; other tensors as they are."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
 
 
 def without_ddp(model: nn.Module) -> nn.Module:

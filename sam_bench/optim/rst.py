@@ -53,7 +53,7 @@ class RST(Descent):
     paper = "Zhao et al., arXiv 2203.09962"
     cost = "1 + mean of p × (inner's - 1)"
     unschedulable = "it draws its sharpness-aware steps itself"
-    wraps_methods = True
+    wraps_methods = takes_shards = True
 
     def __init__(
         self, inner: Descent, schedule: Schedule, total_steps: int, seed: int = 0, *, warmup_steps: int = 0

@@ -26,7 +26,6 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import ArgumentError, require_boolean, require_number
@@ -65,6 +64,7 @@ class SAM(Descent):
     cost = "1 + ascent_share"
     memory_copies = 1  # θ; ε takes the place of g
     unschedulable = ""
+    takes_shards = True
     keeps_g = False  # whether a copy of g is kept in `scratch("g")` during the second pass
     whole_gradient = True  # whether the first pass gives the gradient of every tensor
     needs_mean_g = False  # whether g enters the update or the state, which are the same on all ranks
@@ -151,7 +151,7 @@ class SAM(Descent):
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
         """ε = ρ g/‖g‖, computed in place in the gradient tensors."""
         grads = self.grads(params)
-        self.scale(params, grads, get_total_norm(grads))
+        self.scale(params, grads, self.norm(grads))
         return grads
 
     def scale(self, params: list[Tensor], direction: list[Tensor], norm: Tensor | float) -> None:
