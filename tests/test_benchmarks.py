@@ -1,12 +1,20 @@
 """The bench measures what it says."""
 
+import re
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import timm
+import torch
 
-from benchmarks import measure, plot, startup, step
+from benchmarks import devices, measure, plot, startup, step
 from benchmarks.contenders import Ours
+from sam_bench.build import create_model
+from tests.command import settings
+
+REPOSITORY = Path(__file__).parent.parent
 
 
 class Sleeper:
@@ -71,3 +79,26 @@ def test_start_up_counts_from_the_first_step():
         "training": "",
         "after_first_step_over_training": "",
     }
+
+
+def test_the_page_of_several_devices_has_what_the_estimate_prints(capsys, monkeypatch):
+    page = (REPOSITORY / "docs" / "several_devices.md").read_text()
+    steps = REPOSITORY / "benchmarks" / "results" / "cpu" / "step-small_resnet.csv"
+    monkeypatch.setattr(sys, "argv", ["devices", str(steps), "--parameters", "77850"])
+    devices.main()
+    assert capsys.readouterr().out in page
+    model = settings().model
+    assert sum(p.numel() for p in create_model(model, 10, 3, 32).parameters()) == 77850
+    rows = re.findall(r"^\| (\w+) \| [\d.]+ M \| (\d+) MB \| (\d+) MB \| (\d+) MB \| (\d+) MB \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for name, *megabytes in rows:
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in timm.create_model(name).parameters())
+        once = devices.bytes_per_reduction(parameters, 8) / 1e6
+        of_pass = 3 * 4 * parameters * 7 / 8 / 1e6  # two gathers of the weights, one scatter of the gradient
+        assert [int(each) for each in megabytes] == [round(each) for each in (once, once, 2 * once, 2 * of_pass)]
+
+
+def test_a_ring_reduction_takes_as_long_as_its_bytes_and_messages():
+    seconds = devices.reduction_seconds(10**9, devices=5, bandwidth=1e9, latency=0.25)
+    assert seconds == pytest.approx(4 * 2 * 4 / 5 + 8 * 0.25)

@@ -16,6 +16,7 @@ import torch
 
 from sam_bench.build import create_dataset
 from tests.command import TINY, settings
+from tests.conftest import DEVICE
 from tests.test_image_folder import image_folder, names  # noqa: F401
 from tests.test_resume import assert_same, state_of
 
@@ -96,7 +97,8 @@ def test_a_common_perturbation_gives_the_run_of_one_process(tmp_path):
 
 
 def test_one_rank_trains_to_the_bits_of_the_plain_command(tmp_path):
-    arguments = [*TINY, "optimizer=grst", "schedule=constant"]
+    """Also with nccl: `make test DEVICE=cuda`."""
+    arguments = [*TINY, "optimizer=grst", "schedule=constant", f"trainer.device={DEVICE}", "trainer.cuda_graphs=false"]
     run(1, *arguments, f"runs={tmp_path / 'torchrun'}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     plain = [sys.executable, "-m", "sam_bench", *arguments, f"runs={tmp_path / 'plain'}"]

@@ -1,5 +1,6 @@
 """The code of the documents runs as it stands there; so do their commands, the long ones shortened as stated here."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import devices
 from sam_bench import choose, curvature, dashboard, optim, sharpness, status
 from sam_bench import command as entry_point
 from sam_bench.curvature import Effort
@@ -22,7 +24,7 @@ DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if "_build" not in page.parts and page != DOCS / "api" / "methods.md"]  # made by Sphinx
 # these have tests of their own: test_integrations.py and test_plugins.py
-ELSEWHERE = {"loop.md", "lightning.md", "accelerate.md", "timm.md", "extending.md"}
+ELSEWHERE = {"loop.md", "ddp.md", "lightning.md", "accelerate.md", "timm.md", "extending.md"}
 PYTHON = [
     (page.name, block)
     for page in PAGES
@@ -94,6 +96,7 @@ MODULES = {
     "sam_bench.sharpness": sharpness,
     "sam_bench.dashboard": dashboard,
     "sam_bench.testing": testing,
+    "benchmarks.devices": devices,
 }
 
 
@@ -126,6 +129,12 @@ def run_line(line, monkeypatch):
     if words[0] == "make":
         subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, check=True, capture_output=True)
         return
+    if words[0] == "torchrun":
+        settings = shortened(words[words.index("sam_bench") + 1 :])
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1 : words.index("sam_bench") + 1]]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run([*torchrun, *settings], check=True, capture_output=True, env=environment)
+        return
     assert words[:2] == ["python", "-m"], line
     module, words = words[2], words[3:]
     if module == "sam_bench" and "GROUP=CHOICE" not in words and "--config-dir" not in words:
@@ -137,11 +146,12 @@ def run_line(line, monkeypatch):
     elif module in MODULES:
         words = [word.replace("experiments/tuning", "runs/smoke/tuning") for word in words]
         words = [str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])]
+        words = [str(REPOSITORY / word) if word.startswith("benchmarks/") else word for word in words]
         words = [word.replace("my_package.MySAM", "sam_bench.optim.SAM") for word in words]
         words += ["--json"] * (module == "sam_bench.dashboard")  # saving needs an account
         words += ["runs/smoke/tuning"] * (module == "sam_bench.choose" and not words)
         monkeypatch.setattr(sys, "argv", [module, *words])
-        MODULES[module].main(*([words] if MODULES[module] is not testing else []))
+        MODULES[module].main(*([words] if MODULES[module] not in (testing, devices) else []))
 
 
 @pytest.mark.parametrize(

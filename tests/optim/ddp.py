@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sam_bench.optim import AUSAM, SAM, Descent
 from sam_bench.testing.problem import Problem, make_closure, problem
+from tests.conftest import DEVICE
 from tests.optim.methods import build
 from tests.processes import CONTEXT
 
@@ -17,7 +18,7 @@ Work = Callable[[int, int], Any]  # rank, ranks -> what can be saved
 
 
 def on_ranks(ranks: int, folder: Path, work: Work, *args: Any) -> list[Any]:
-    """Do the work in a gloo process per rank; return what each returned."""
+    """Do the work in a process per rank, with nccl if there is a GPU for each, else gloo; return what each returned."""
     folder.mkdir()
     processes = [CONTEXT.Process(target=_process, args=(rank, ranks, folder, work, args)) for rank in range(ranks)]
     for process in processes:
@@ -25,23 +26,34 @@ def on_ranks(ranks: int, folder: Path, work: Work, *args: Any) -> list[Any]:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * ranks
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    return [torch.load(folder / f"{rank}.pt", "cpu", weights_only=True) for rank in range(ranks)]
 
 
 def _process(rank: int, ranks: int, folder: Path, work: Work, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    nccl = DEVICE == "cuda" and torch.cuda.device_count() >= ranks
+    if nccl:
+        torch.cuda.set_device(rank)
+    distributed.init_process_group(
+        "nccl" if nccl else "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
+    )
     torch.save(work(rank, ranks, *args), folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
-def without_batch_norm(dtype: torch.dtype = torch.float64) -> Problem:
+def here() -> torch.device:
+    """The device of this rank."""
+    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+
+
+def without_batch_norm(device: torch.device | str = "cpu") -> Problem:
     """The problem with a net that treats each sample alone, so that the parts of a batch add up to the whole."""
-    like = problem(dtype=dtype)
+    like = problem(dtype=torch.float64)  # drawn on the CPU: the same numbers on every device
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 5))
-    return like.with_model(net.to(dtype))
+    like = Problem(net.double(), like.images.to(device), like.labels.to(device), like.examples.to(device))
+    return like.with_model(like.model)
 
 
 def part(at: Problem, step: int, rank: int, ranks: int) -> tuple[Tensor, Tensor, Tensor]:

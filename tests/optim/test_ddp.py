@@ -1,5 +1,8 @@
 """The methods under DistributedDataParallel, in gloo processes: replicas stay equal, and ε is whose it should be."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from sam_bench.optim import AUSAM, ESAM, KSAM, SAM, ArgumentError, BatchClosure
 from sam_bench.testing.problem import problem, same, weights
 from tests.optim.ddp import (
     counted_reductions,
+    here,
     on_ranks,
     part,
     train_in_parts,
@@ -34,12 +38,12 @@ def all_methods(rank, ranks):
     """Weights and state after some steps with BatchNorm; weights without it, with an ε of all ranks or one of each."""
     found = {}
     for name in METHODS:
-        at = problem()
+        at = problem(here())
         optimizer = train_replica(name, at, rank, ranks, 50)
         state = [t for t in tree_leaves(optimizer.state_dict()) if isinstance(t, Tensor)]
         found[name, "replica"] = [p.detach() for p in at.model.parameters()] + state
         for sync in (False, True) if name in LOCAL else (False,):
-            at, settings = without_batch_norm(), {} if sync else IN_PARTS.get(name, {})
+            at, settings = without_batch_norm(here()), {} if sync else IN_PARTS.get(name, {})
             train_replica(name, at, rank, ranks, STEPS, sync, **settings)
             found[name, sync] = weights(at)
     return found
@@ -75,11 +79,11 @@ def reductions(rank, ranks):
     found = {}
     for sync in (False, True):
         for accumulate in (1, 4):
-            model = DistributedDataParallel(problem().model)
+            model = DistributedDataParallel(problem(here()).model)
             sizes = counted_reductions(model)
             optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model, sync_perturbation=sync)
             closure = BatchClosure(model, optimizer, accumulate=accumulate)
-            closure.batch(*part(problem(), 0, rank, ranks))
+            closure.batch(*part(problem(here()), 0, rank, ranks))
             for _ in range(3):
                 sizes.clear()
                 optimizer.step(closure)
@@ -96,7 +100,7 @@ def test_sam_reduces_its_gradient_once_per_step_and_twice_with_a_common_perturba
 
 
 def refusals(rank, ranks):
-    model, found = DistributedDataParallel(problem().model), {}
+    model, found = DistributedDataParallel(problem(here()).model), {}
     base = torch.optim.SGD(model.parameters(), lr=0.1)
     for method, further in ((ESAM, {}), (KSAM, {}), (AUSAM, {"train_size": 8})):
         try:
@@ -110,3 +114,46 @@ def test_methods_that_select_samples_refuse_a_common_perturbation(tmp_path):
     for found in on_ranks(2, tmp_path / "ranks", refusals):
         assert set(found) == {"ESAM", "KSAM", "AUSAM"}
         assert "false, since each rank selects samples from its own part of the batch" in found["KSAM"]
+
+
+# ------------------------------------------------------------------------------------------------------------ the pages
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+
+
+def blocks_of_the_page(rank, ranks):
+    """The weights after each block of docs/integrations/ddp.md."""
+    found = []
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "integrations" / "ddp.md").read_text(), re.DOTALL):
+        at = without_batch_norm(here())
+        loader = [part(at, step, rank, ranks)[:2] for step in range(5)]
+        names = {"model": at.model, "loader": loader, "epochs": 2, "blocks": [at.model[1]]}
+        exec(block, names)
+        assert names["optimizer"].sharpness_aware_steps > 0
+        found.append(
+            [p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in names["model"].parameters()]
+        )
+    return found
+
+
+def test_the_code_of_the_page_runs_and_replicas_stay_equal(tmp_path):
+    one, other = on_ranks(2, tmp_path / "ranks", blocks_of_the_page)
+    assert len(one) == 2
+    assert all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_table_of_the_page_says_what_each_method_reduces():
+    rows = re.findall(r"^\| (`.*?`) \| (.*?) \| (\d)", (DOCS / "several_devices.md").read_text(), re.MULTILINE)
+    said = {name: (text, int(n)) for names, text, n in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(said) == set(NAMES)
+    for name, (text, n) in said.items():
+        method = build(name, problem().model)
+        sam = method.inner if hasattr(method, "inner") else method
+        sam.begin()
+        if not isinstance(sam, SAM):
+            assert text.startswith("none"), name
+        elif sam.selects:
+            assert "is refused" in text, name
+        else:
+            assert n == 1 + sam.reduces_first_pass, name
+            assert sam.reduces_first_pass == text.startswith("one:"), name

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 
 from sam_bench.optim import ASAM, RST, SAM, ArgumentError, Constant, Descent
 from sam_bench.testing.problem import Problem, make_closure, problem
-from tests.optim.ddp import on_ranks, part
+from tests.optim.ddp import here, on_ranks, part, without_batch_norm
 from tests.optim.methods import NAMES, build, sgd
 
 METHODS = {
@@ -41,9 +41,10 @@ def sharded(model: nn.Module) -> nn.Module:
 def weights(rank, ranks):
     found = {}
     for name, make in METHODS.items():
-        model = sharded(net().double())
+        at = without_batch_norm(here())
+        model = sharded(net().double().to(here()))
         optimizer = make(model)
-        train(optimizer, model, problem(dtype=torch.float64), 20, rank, ranks)
+        train(optimizer, model, at, 20, rank, ranks)
         found[name] = [p.full_tensor().detach() for p in model.parameters()]
         found[name, "extra"] = optimizer.extra_bytes
         found[name, "weights"] = sum(p.to_local().nbytes for p in model.parameters())
@@ -55,7 +56,7 @@ def test_the_weights_are_those_of_one_process(ranks, tmp_path):
     found = on_ranks(ranks, tmp_path / "ranks", weights)
     for name, make in METHODS.items():
         model = net().double()
-        train(make(model), model, problem(dtype=torch.float64), 20)
+        train(make(model), model, without_batch_norm(), 20)
         for of_rank in found:
             for one, other in zip(of_rank[name], model.parameters(), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
@@ -87,11 +88,11 @@ def test_all_others_are_refused(tmp_path):
 
 def held(rank, ranks) -> int:
     """Bytes of all tensors that are alive between two steps of SAM, with a net of 9 MB."""
-    model = net(1500).float()
+    model = net(1500).to(here())
     if ranks > 1:
         sharded(model)
     optimizer = METHODS["sam"](model)
-    train(optimizer, model, problem(), 2, rank, ranks)
+    train(optimizer, model, problem(here()), 2, rank, ranks)
     optimizer.zero_grad()
     gc.collect()
     tensors = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and not hasattr(t, "to_local")]
