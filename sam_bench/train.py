@@ -84,7 +84,8 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
                     row = run.end(len(together))
                 except SettingError as error:
                     failures.append(error)
-                    results.write_error(run.settings.folder, str(error))
+                    if ranks.is_first:
+                        results.write_error(run.settings.folder, str(error))
                     runs.remove(run)
                     run.release()
                     continue

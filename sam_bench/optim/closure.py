@@ -83,7 +83,10 @@ class BatchClosure:
 
     def compile(self) -> None:
         """Compile forward and backward from here on."""
-        self.forward = torch.compile(forward)
+        if self.ddp:
+            self.ddp.module.compile()  # DDP's own forward stays as it is
+        else:
+            self.forward = torch.compile(forward)
 
     def batch(self, images: Tensor, labels: Tensor, examples: Tensor | None = None) -> None:
         """Set the batch of the next step: images (B, C, H, W), classes (B,), their indices in the training set (B,)."""
