@@ -35,7 +35,7 @@ KillWait=2
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_min_interval=0,batch_sched_delay=0
 NodeName=localhost NodeAddr=127.0.0.1 NodeHostname={host} CPUs=2 State=UNKNOWN
-PartitionName=low Nodes=localhost Default=YES PriorityTier=1 GraceTime=2 State=UP
+PartitionName=low Nodes=localhost Default=YES PriorityTier=1 State=UP
 PartitionName=high Nodes=localhost PriorityTier=2 PreemptMode=OFF State=UP
 """
 

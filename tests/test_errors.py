@@ -14,6 +14,7 @@ from sam_bench import checkpoint
 from tests.command import TINY
 from tests.processes import in_a_process, train
 
+REPOSITORY = Path(__file__).parent.parent
 GROUPS = {
     "optimizer": "sam",
     "model": "resnet18",
@@ -544,7 +545,7 @@ def limited(arguments: list[str]) -> None:
     train(arguments)
 
 
-def test_a_write_that_fails_keeps_the_last_good_checkpoint(tmp_path, capfd):
+def test_a_write_that_fails_keeps_the_last_good_checkpoint(tmp_path):
     arguments = [*TINY, f"runs={tmp_path}", "trainer.epochs=200", "trainer.checkpoint_minutes=0"]
     process = in_a_process(train, arguments)
     while not list(tmp_path.glob("*/*/last.pt")):
@@ -553,12 +554,10 @@ def test_a_write_that_fails_keeps_the_last_good_checkpoint(tmp_path, capfd):
     process.join()
     (last,) = tmp_path.glob("*/*/last.pt")
     good = last.read_bytes()
-    process = in_a_process(limited, arguments)
-    process.join()
-    assert process.exitcode == 2
-    assert f"{last}: cannot be written (File too large); its previous content is kept" in one_line(
-        capfd.readouterr().err
-    )
+    code = "import sys; from tests.test_errors import limited; limited(sys.argv[1:])"
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=REPOSITORY)
+    assert process.returncode == 2
+    assert f"{last}: cannot be written (File too large); its previous content is kept" in one_line(process.stderr)
     assert last.read_bytes() == good
     assert not list(last.parent.glob("*.partial"))
 

@@ -313,7 +313,7 @@ def test_a_wrong_launcher_is_one_line(arguments, message, command):
 def test_slurm_jobs_that_are_cancelled_preempted_or_requeued(cluster, tmp_path):
     """All three in one sweep: the cancelled run is named, the others end with the weights of undisturbed runs."""
     runs = tmp_path / "runs"
-    longer = [*TINY, "trainer.epochs=90"]  # Slurm takes seconds to preempt a job
+    longer = [*TINY, "trainer.epochs=90"]  # Slurm takes a second to preempt a job
     arguments = [*("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1"), *longer, "optimizer=sam"]
     process = start(*arguments, "seed=0,1,2", f"runs={runs}")
     folders = [folder_of(runs, *longer, "optimizer=sam", f"seed={seed}") for seed in (0, 1, 2)]

@@ -78,10 +78,10 @@ def test_a_seed_that_diverges_does_not_stop_the_others(tmp_path, monkeypatch):
     chosen = settings(*TINY, "trainer.seeds=3", f"runs={tmp_path}")
     check = run.check_finite
 
-    def diverging(losses, model, tested, first_step, settings):
+    def diverging(losses, model, tested, first_step, settings, ranks):
         if settings.seed == 1 and first_step:
             losses[2] = torch.nan
-        check(losses, model, tested, first_step, settings)
+        check(losses, model, tested, first_step, settings, ranks)
 
     monkeypatch.setattr(run, "check_finite", diverging)
     with pytest.raises(SettingError, match=r"not finite at step 12: .*seed-1/last.pt has the epoch before"):
