@@ -163,9 +163,12 @@ def collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = f"{type(error).__name__} {error}"
-        if LAUNCHED and any(word in text for word in ("Dist", "gloo", "NCCL", "Gloo", "ProcessGroup")):
-            raise SettingError(ENDED) from error
+        if LAUNCHED:
+            from torch.distributed import DistError
+
+            # gloo raises a plain RuntimeError that names its source file
+            if isinstance(error, DistError) or "gloo/" in str(error) or "NCCL" in str(error):
+                raise SettingError(ENDED) from error
         raise
 
 
