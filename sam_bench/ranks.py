@@ -121,7 +121,7 @@ class Ranks:
     def agree(self, *flags: int) -> tuple[int, ...]:
         """The largest of each flag over all ranks, so that all stop at the same step.
 
-        Of several ranks, these are the flags of the call before: no rank waits for the others here.
+        With several ranks, it returns the result of the previous call, so that no rank waits for the others.
         """
         if self.n == 1:
             return flags
@@ -135,7 +135,7 @@ class Ranks:
         return before
 
     def agree_now(self, *flags: int) -> tuple[int, ...]:
-        """The largest of each flag over all ranks, for which each rank waits."""
+        """The largest of each flag over all ranks. Each rank waits for the others."""
         before = self.agree(*flags)
         return tuple(map(max, before, self._exchanged() or before))
 

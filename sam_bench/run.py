@@ -168,10 +168,10 @@ class Run:
             self.captured = CapturedStep(self.optimizer, self.work, cuda_graph(self.stream), required=required)
 
     def order_gradients(self, ddp: DistributedDataParallel) -> None:
-        """Have DistributedDataParallel choose the order in which it sums gradients, by two passes without a step.
+        """Run two passes without a step, after which DistributedDataParallel sums gradients in its final order.
 
-        It does so after the first backward pass of a process. A resumed run would sum its first gradients in another
-        order, to other bits.
+        It chooses that order after the first backward pass of a process. Without this, the first steps of a resumed run
+        would sum in another order, with other bits.
         """
         buffers = list(self.model.buffers())
         before = [buffer.clone() for buffer in buffers]

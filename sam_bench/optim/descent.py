@@ -493,7 +493,7 @@ class Descent(Optimizer):
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:
-    """What this rank has of tensors that FSDP shards, to be changed in place; other tensors as they are."""
+    """The local shards of tensors that FSDP shards, which share their memory; other tensors as they are."""
     return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
 
 
