@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sam_bench.build import Training
-from sam_bench.configuration import CONF, is_scheduled, optimizer_files, own_settings
+from sam_bench.configuration import CONF, optimizer_files, own_settings, wraps_a_method
 from sam_bench.optim import SAM, Descent
 from sam_bench.settings import Target, for_dataset, leaves
 
@@ -53,9 +53,9 @@ def build(name: str, base: torch.optim.Optimizer, training: Training, **settings
     file = optimizer_files(CONF)[name]
     own = own_settings(file)
     own |= for_dataset(own, "cifar10") | {"name": name} | settings
-    if not is_scheduled(file):
+    if not wraps_a_method(file):
         return training.method("optimizer", Target.model_validate(own), base)
-    if not isinstance(own["schedule"], dict):  # the chosen one of conf/schedule/
+    if own.get("schedule") == "${schedule}":  # the chosen one of conf/schedule/
         own["schedule"] = {"_target_": "sam_bench.schedules.Constant", "p": 0.5}
     return training.method("optimizer", Target.model_validate(own), SAM(base, model=training.model))
 

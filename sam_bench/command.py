@@ -102,7 +102,9 @@ def refuse_without_effect(config: DictConfig, settings: Settings, overrides: lis
     dataset = settings.dataset.name
     for override in unused:
         optimizer = HydraConfig.get().runtime.choices.get("optimizer")
-        raise SettingError(f"{override}: has no effect, optimizer={optimizer} does not take it; choose rst or grst")
+        raise SettingError(
+            f"{override}: has no effect, optimizer={optimizer} does not take it; choose rst, grst or rst_s2sam"
+        )
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0]
         setting, _, of_dataset = name.rpartition(".")

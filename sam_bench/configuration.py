@@ -98,7 +98,7 @@ def group_files(group: str, folders: list[Path]) -> dict[str | None, dict[str, A
     return {name: own_settings(file, files) for name, file in files.items()}
 
 
-def is_scheduled(settings: dict[str, Any]) -> bool:
+def wraps_a_method(settings: dict[str, Any]) -> bool:
     """Whether a file in conf/optimizer/ describes a method that wraps another one."""
     return any("inner" in each for each in settings.get("defaults", []) if isinstance(each, dict))
 
@@ -112,7 +112,7 @@ def store_inner_methods(conf: Path) -> None:
     files = mine if conf == CONF else optimizer_files(CONF) | mine
     for name, settings in mine.items():
         own = own_settings(settings, files)
-        if not is_scheduled(settings) and not is_base_alone(own.get("_target_", "")) and "base" not in settings:
+        if not wraps_a_method(settings) and not is_base_alone(own.get("_target_", "")) and "base" not in settings:
             ConfigStore.instance().store(name, own, group="optimizer/inner")
 
 

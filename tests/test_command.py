@@ -84,7 +84,9 @@ def test_a_run_that_other_code_finished_is_said_to_be_one(command, monkeypatch):
 @pytest.mark.parametrize("schedule", ["schedule=constant", "schedule.start=0.5", "+schedule.p=1", "~schedule"])
 def test_a_schedule_that_is_not_taken_is_refused(command, optimizer, schedule):
     status, _, err = command(*TINY, "trainer.epochs=1", f"optimizer={optimizer}", schedule)
-    refused = f"error: {schedule}: has no effect, optimizer={optimizer} does not take it; choose rst or grst\n"
+    refused = (
+        f"error: {schedule}: has no effect, optimizer={optimizer} does not take it; choose rst, grst or rst_s2sam\n"
+    )
     if optimizer == "rst":
         assert status == (2 if schedule in ("+schedule.p=1", "~schedule") else 0)
         assert "has no effect" not in err

@@ -7,6 +7,7 @@ loss = optimizer.step(closure)       # closure: zero_grad, forward, backward, re
 from sam_bench.optim.aelooksam import AELookSAM
 from sam_bench.optim.aesam import AESAM
 from sam_bench.optim.asam import ASAM
+from sam_bench.optim.asyncsam import AsyncSAM
 from sam_bench.optim.ausam import AUSAM
 from sam_bench.optim.checks import ArgumentError
 from sam_bench.optim.closure import BatchClosure, Closure, SampleClosure
@@ -20,6 +21,7 @@ from sam_bench.optim.looksam import LookSAM
 from sam_bench.optim.mesa import MESA
 from sam_bench.optim.msam import MSAM
 from sam_bench.optim.rst import RST
+from sam_bench.optim.s2sam import S2SAM
 from sam_bench.optim.saf import SAF
 from sam_bench.optim.sam import SAM
 from sam_bench.optim.schedules import Constant, Linear, Piecewise, Trigonometric

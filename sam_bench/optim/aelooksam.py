@@ -22,7 +22,7 @@ class AELookSAM(PolicySAM, LookSAM):
     """AE-LookSAM around `base`.
 
     Args:
-        base, rho, model: see `SAM`.
+        base, rho, model, loss_budget, stable: see `SAM`.
         total_steps, lambda_1, lambda_2, delta: see `AESAM`.
         alpha: see `LookSAM`.
     """
@@ -41,9 +41,12 @@ class AELookSAM(PolicySAM, LookSAM):
         delta: float = 0.9,
         alpha: float = 0.7,
         model: nn.Module | None = None,
+        loss_budget: float | None = None,
+        stable: bool = False,
     ) -> None:
-        super().__init__(base, rho, alpha=alpha, model=model)
-        self.needs_mean_g = True
+        super().__init__(
+            base, rho, alpha=alpha, model=model, loss_budget=loss_budget, stable=stable, total_steps=total_steps
+        )
         self.policy = Policy(total_steps, lambda_1, lambda_2, delta)
 
     def gradient(self, closure: Closure) -> Tensor:

@@ -27,28 +27,33 @@ class ASAM(SAM):
     """ASAM around `base`.
 
     Args:
-        base, ascent_share: see `SAM`.
+        base, shared: see `SAM`.
         rho: ρ ≥ 0. Its size differs from SAM's: it is relative to the weights.
-        eta: η ≥ 0, so that a weight of 0 is perturbed too.
-        model: required; its parameter names tell which parameters are weights.
+        eta: η ≥ 0, so that a weight of 0 is perturbed too; None for T = 1, which is SAM.
+        model: required with a T; its parameter names tell which parameters are weights.
     """
 
     paper = "Kwon et al., arXiv 2102.11600"
     takes_shards = True
 
-    def __init__(self, base: Optimizer, rho: float = 0.5, *, eta: float = 0.01, **shared: Unpack[Shared]) -> None:
+    def __init__(
+        self, base: Optimizer, rho: float = 0.5, *, eta: float | None = 0.01, **shared: Unpack[Shared]
+    ) -> None:
         super().__init__(base, rho, **shared)
-        require_number("eta", eta, low=0)
-        if (model := shared.get("model")) is None:
-            raise ArgumentError("model", None, "the model, whose parameter names tell which are weights")
         self.eta = eta
-        self.weights = {p for name, p in model.named_parameters() if "weight" in name}
+        self.weights: set[Tensor] = set()  # those with a T other than 1
+        if eta is not None:
+            require_number("eta", eta, low=0)
+            if (model := shared.get("model")) is None:
+                raise ArgumentError("model", None, "the model, whose parameter names tell which are weights")
+            self.weights = {p for name, p in model.named_parameters() if "weight" in name}
 
     def epsilon(self, params: list[Tensor]) -> list[Tensor]:
         """ε, computed in place in the gradient tensors; T is in the buffer that will hold θ."""
         grads = self.grads(params)
         weights = [p for p in params if p in self.weights]
         if weights:
+            assert self.eta is not None
             T, g = self.scratch("theta", weights), self.grads(weights)  # noqa: N806
             torch._foreach_copy_(T, local(weights))
             torch._foreach_abs_(T)

@@ -31,14 +31,13 @@ class AUSAM(SAM):
     """AUSAM around `base`.
 
     Args:
-        base, rho, model, ascent_share: see `SAM`.
+        base, rho, shared: see `SAM`.
         train_size: number of examples in the training set.
         share: |S|/|B|, in (0, 1]; 1 is SAM.
         f_min: the smallest s, > 0.
         f_max: the largest s at the end of the ramp.
         ramp_steps: number of steps in which the largest s rises from f_min to f_max.
         full_steps: number of initial steps with S = B.
-        total_steps: T, for the expected cost.
         seed: seed of the random draws, ≥ 0.
     """
 
@@ -60,7 +59,6 @@ class AUSAM(SAM):
         f_max: float = 0.5,
         ramp_steps: int = 0,
         full_steps: int = 0,
-        total_steps: int | None = None,
         seed: int = 0,
         **shared: Unpack[Shared],
     ) -> None:
@@ -74,9 +72,9 @@ class AUSAM(SAM):
         require_integer("seed", seed, low=0)
         if f_min > f_max:
             raise ArgumentError("f_min", f_min, f"at most f_max, which is {f_max}")
-        require_start("full_steps", full_steps, full_steps, total_steps)
+        require_start("full_steps", full_steps, full_steps, self.T)
         self.share, self.f_min, self.f_max, self.seed = share, f_min, f_max, seed
-        self.ramp_steps, self.full_steps, self.total_steps = ramp_steps, full_steps, total_steps
+        self.ramp_steps, self.full_steps = ramp_steps, full_steps
         of_examples = {"device": base.param_groups[0]["params"][0].device, "dtype": torch.float32}
         self.mean, self.count = torch.ones(train_size, **of_examples), torch.zeros(train_size, **of_examples)
         self.F = torch.empty((), **of_examples)
@@ -89,6 +87,7 @@ class AUSAM(SAM):
 
     def begin(self) -> None:
         """Write the numbers of this step into the tensors that a captured update reads."""
+        super().begin()
         ramp = min(1.0, self.t / self.ramp_steps) if self.ramp_steps else 1.0
         self.F.fill_(self.f_min + (self.f_max - self.f_min) * ramp)
         if self.noise is not None:
@@ -130,5 +129,5 @@ class AUSAM(SAM):
     @property
     def expected_propagations_per_step(self) -> float:
         """Both passes, on whole batches in the first epochs."""
-        full = min(1.0, self.full_steps / self.total_steps) if self.total_steps else 0.0
+        full = min(1.0, self.full_steps / self.T) if self.T else 0.0
         return (full + (1 - full) * self.share) * (1 + self.ascent_share)

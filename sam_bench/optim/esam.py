@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import require_integer, require_number
+from sam_bench.optim.checks import ArgumentError, require_integer, require_number
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import number_of
 from sam_bench.optim.sam import SAM, Shared
@@ -33,7 +33,7 @@ class ESAM(SAM):
     """ESAM around `base`.
 
     Args:
-        base, rho, model, ascent_share: see `SAM`.
+        base, rho, shared: see `SAM`.
         beta: β in (0, 1], the probability that a tensor is perturbed.
         gamma: γ in (0, 1], the share of the batch in the second pass.
         seed: seed of the random draws, ≥ 0.
@@ -55,6 +55,8 @@ class ESAM(SAM):
         **shared: Unpack[Shared],
     ) -> None:
         super().__init__(base, rho, **shared)
+        if self.stable:
+            raise ArgumentError("stable", True, "false, since the two passes of ESAM see different samples")
         require_number("beta", beta, above=0, high=1)
         require_number("gamma", gamma, above=0, high=1)
         require_integer("seed", seed, low=0)
@@ -66,6 +68,7 @@ class ESAM(SAM):
 
     def begin(self) -> None:
         """Draw the tensors that are perturbed."""
+        super().begin()
         # its own purpose: under RST, only steps with X = 1 get here, which would bias coins from RST's draws
         coins, params = random.Random(derived_seed("esam", self.seed, self.t)), self.params()
         self.skipped = [params[i] for i in self.reached if coins.random() >= self.beta]

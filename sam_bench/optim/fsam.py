@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sam_bench.optim.asam import ASAM
 from sam_bench.optim.checks import require_number
-from sam_bench.optim.sam import SAM, Shared
+from sam_bench.optim.sam import Shared
 
 
-class FSAM(SAM):
+class FSAM(ASAM):
     """F-SAM around `base`.
 
     Args:
-        base, rho, model, ascent_share: see `SAM`.
+        base, rho, shared: see `SAM`.
         sigma: σ ≥ 0, how much of the mean gradient to remove; 0 is SAM.
         lam: λ in [0, 1], the decay of the mean gradient.
+        eta: η of `ASAM`, with which ε = ρ T²d/‖Td‖₂; None for the paper's ε.
     """
 
     paper = "Li et al., arXiv 2403.12350"
@@ -37,9 +39,16 @@ class FSAM(SAM):
     needs_mean_g = True
 
     def __init__(
-        self, base: Optimizer, rho: float = 0.2, *, sigma: float = 1.0, lam: float = 0.6, **shared: Unpack[Shared]
+        self,
+        base: Optimizer,
+        rho: float = 0.2,
+        *,
+        sigma: float = 1.0,
+        lam: float = 0.6,
+        eta: float | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
-        super().__init__(base, rho, **shared)
+        super().__init__(base, rho, eta=eta, **shared)
         require_number("sigma", sigma, low=0)
         require_number("lam", lam, low=0, high=1)
         self.sigma, self.lam = sigma, lam

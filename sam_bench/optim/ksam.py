@@ -27,7 +27,7 @@ class KSAM(SAM):
     """K-SAM around `base`.
 
     Args:
-        base, rho, model, ascent_share: see `SAM`.
+        base, rho, shared: see `SAM`.
         share: k/|B| in (0, 1]; 1 is SAM.
     """
 

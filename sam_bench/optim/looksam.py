@@ -28,7 +28,7 @@ class LookSAM(SAM):
     """LookSAM around `base`.
 
     Args:
-        base, rho, model, ascent_share: see `SAM`.
+        base, rho, shared: see `SAM`.
         k: the period of the sharpness-aware steps, ≥ 1.
         alpha: α ≥ 0, the size of the reused part relative to g.
     """
@@ -47,7 +47,8 @@ class LookSAM(SAM):
         require_integer("k", k, low=1)
         require_number("alpha", alpha, low=0)
         self.k, self.alpha = k, alpha
-        self.keeps_g = self.needs_mean_g = alpha > 0
+        self.keeps_g = alpha > 0
+        self.needs_mean_g = self.needs_mean_g or alpha > 0
         if not alpha:
             self.memory_copies, self.state_copies, self.state_contents = 1, 0, ""
         self.calls = 0  # LookSAM's own steps

@@ -10,9 +10,17 @@ arXiv 2010.01412.
 A parameter group may have a ρ of its own, `group["rho"]`, which a scheduler may change. A group with ρ = 0 is not
 perturbed and not part of the norm. SAM-ON (Müller et al., arXiv 2306.04226) is ρ = 0 on all but normalization layers.
 
+Options, which most methods based on SAM share:
+
 `ascent_share` < 1: g is the gradient of the first part of the batch (Bahri, Mobahi, Tay: Sharpness-Aware Minimization
 Improves Language Model Generalization, arXiv 2110.08529). vSAM, AE-SAM and AE-LookSAM do not have this option. GSAM,
 LookSAM and G-RST combine g and gₛ, which are then gradients of different sets of samples.
+
+`loss_budget` σ: the radius is min(σ_t/‖g‖₂, ρ), with which the loss rises by σ_t to first order (LE-SAM; Wang, Liu,
+Xie, Gao: Fix the Loss, Not the Radius, arXiv 2605.10183). As in the authors' code, σ_t rises to σ in the first 1/20 of
+the steps and falls to 0 by a cosine in the last fifth. Deviation: it changes in every step, theirs in every epoch.
+
+`stable`: the step is along gₛ‖g‖/‖gₛ‖ (Stable SAM; Tan et al., arXiv 2401.07250). ESAM does not have this option.
 
 Deviations: none. A weight decay of the base optimizer does not enter ε; one in the loss does.
 
@@ -20,6 +28,7 @@ AdaSAM (Sun et al., arXiv 2303.00565) is SAM over AMSGrad: conf/optimizer/adasam
 corrects the bias of both means.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypedDict
@@ -28,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import ArgumentError, require_boolean, require_number
+from sam_bench.optim.checks import ArgumentError, require_boolean, require_integer, require_number
 from sam_bench.optim.closure import Closure, Selection
 from sam_bench.optim.descent import TINY, Descent, number_of
 
@@ -38,6 +47,9 @@ class Shared(TypedDict, total=False):
 
     model: nn.Module | None
     ascent_share: float
+    loss_budget: float | None
+    stable: bool
+    total_steps: int | None
     sync_perturbation: bool
 
 
@@ -51,6 +63,9 @@ class SAM(Descent):
             pass; without it, in both passes.
         ascent_share: the share of the batch, in (0, 1], that the first pass uses. Below 1, the closure must be a
             `SampleClosure`.
+        loss_budget: σ ≥ 0, in units of the loss, with ρ the largest radius; None for the fixed radius ρ.
+        stable: whether to give gₛ the norm of g.
+        total_steps: T, the number of steps of the training. Required with a `loss_budget`, which follows t/T.
         sync_perturbation: with DistributedDataParallel, compute ε from the mean gradient of all ranks, as one process
             would on the joined batch. By default each rank computes ε from its own gradient (m-sharpness), and only the
             second pass is reduced. Some methods need the mean gradient in any case (`needs_mean_g`).
@@ -77,6 +92,9 @@ class SAM(Descent):
         *,
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
+        loss_budget: float | None = None,
+        stable: bool = False,
+        total_steps: int | None = None,
         sync_perturbation: bool = False,
     ) -> None:
         super().__init__(base, model=model)
@@ -91,6 +109,15 @@ class SAM(Descent):
         self.whole_first_pass = self.whole_first_pass and ascent_share == 1
         require_number("rho", rho, low=0)
         self.rho = rho
+        require_boolean("stable", stable)
+        self.stable = stable
+        self.needs_mean_g = self.needs_mean_g or stable
+        self.loss_budget, self.T = loss_budget, total_steps
+        if loss_budget is not None:
+            require_number("loss_budget", loss_budget, low=0)
+            require_integer("total_steps", total_steps, low=1)
+            device = base.param_groups[0]["params"][0].device
+            self.sigma_t = torch.empty((), device=device, dtype=torch.float32)
         for group in self.param_groups:
             self.check_group(group)
 
@@ -106,6 +133,17 @@ class SAM(Descent):
         """A setting of a parameter group. A base that has a setting of that name (Adadelta: rho) keeps it to itself."""
         return default if name in self.innermost.defaults else group.get(name, default)
 
+    def begin(self) -> None:
+        """Set σ_t, in place, where a captured update reads it."""
+        if self.loss_budget is not None:
+            assert self.T is not None
+            self.sigma_t.fill_(self.loss_budget * self.annealed(self.t / self.T))
+
+    @staticmethod
+    def annealed(s: float) -> float:
+        """σ_t/σ at s = t/T."""
+        return min(20 * s, 1.0) * (1 + math.cos(math.pi * min(max(5 * s - 4, 0.0), 1.0))) / 2
+
     def gradient(self, closure: Closure) -> Tensor:
         """Leave gₛ = ∇L(θ + ε) in `.grad`; return the loss at θ."""
         loss = self.first_pass(closure, self.ascent_selection(closure))
@@ -120,6 +158,8 @@ class SAM(Descent):
     def first_pass(self, closure: Closure, selection: Selection | None = None) -> Tensor:
         """Leave g in `.grad`; return the loss."""
         loss = self.propagate(closure, selection, reduced=self.reduces_first_pass)
+        if self.stable:
+            self.norm_g = self.norm(self.grads(self.params()))
         if self.keeps_g:
             params = self.params_with_grad()
             torch._foreach_copy_(self.scratch("g", params), self.grads(params))
@@ -132,14 +172,18 @@ class SAM(Descent):
         """Replace g in `.grad` by gₛ."""
         with self.at_perturbed_weights():
             self.propagate(closure, selection)
+        if self.stable:
+            g_s = self.grads(self.params())
+            torch._foreach_mul_(g_s, self.norm_g / (self.norm(g_s) + TINY))
 
     @contextmanager
-    def at_perturbed_weights(self) -> Iterator[None]:
-        """Context manager, entered with g in `.grad`: weights θ + ε, frozen BatchNorm statistics, `.grad` is None."""
+    def at_perturbed_weights(self, *, frozen: bool = True) -> Iterator[None]:
+        """Context manager, entered with g in `.grad`: weights θ + ε, BatchNorm statistics frozen, `.grad` is None."""
         self.counts["sharpness_aware_steps"] += 1
         groups = [group for group in self.param_groups if self.is_perturbed(group)]
         params = [p for group in groups for p in group["params"] if p.grad is not None]
-        with self.perturbed(params, self.epsilon(params) if params else []):
+        at = self.perturbed if frozen else self.offset_by
+        with at(params, self.epsilon(params) if params else []):
             for p in self.params():
                 p.grad = None  # it holds ε now, which a closure without zero_grad would add to gₛ
             yield
@@ -155,15 +199,20 @@ class SAM(Descent):
         return grads
 
     def scale(self, params: list[Tensor], direction: list[Tensor], norm: Tensor | float) -> None:
-        """Multiply the direction by ρ/norm in place, with the ρ of each parameter's group."""
+        """Multiply the direction by radius/norm in place, with the radius of each parameter's group."""
+        norm = norm + TINY
         radii = [self.radius(group) for group in self.param_groups if self.is_perturbed(group)]
         if len({id(rho) if isinstance(rho, Tensor) else rho for rho in radii}) == 1:  # no look at a tensor's value
-            torch._foreach_mul_(direction, radii[0] / (norm + TINY))
+            torch._foreach_mul_(direction, self.within_budget(radii[0], norm) / norm)
             return
         part_of = dict(zip(params, direction, strict=True))
         for group in self.param_groups:
             if mine := [part_of[p] for p in group["params"] if p in part_of]:
-                torch._foreach_mul_(mine, self.radius(group) / (norm + TINY))
+                torch._foreach_mul_(mine, self.within_budget(self.radius(group), norm) / norm)
+
+    def within_budget(self, rho: float | Tensor, norm: Tensor | float) -> float | Tensor:
+        """ρ or, with a loss budget, min(σ_t/norm, ρ)."""
+        return rho if self.loss_budget is None else (self.sigma_t / norm).clamp(max=rho)
 
     def ascent_selection(self, closure: Closure) -> Selection | None:
         """The samples of the first pass; None for all of them."""

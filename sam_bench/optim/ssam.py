@@ -35,7 +35,7 @@ class SSAM(SAM):
     """SAM around `base` with a masked perturbation.
 
     Args:
-        base, rho, model, ascent_share: see `SAM`.
+        base, rho, shared: see `SAM`.
         update_steps: number of steps between two masks, usually one epoch.
         sparsity: s in [0, 1), the share of the weights that is not perturbed. Default: 0.5. Not allowed with `n:m`.
         pattern: one of `masks.PATTERNS`.

@@ -53,7 +53,7 @@ class SSAMD(SSAM):
         grow: str = "random",
         **further: Any,
     ) -> None:
-        super().__init__(base, rho, **further)
+        super().__init__(base, rho, total_steps=total_steps, **further)
         require_integer("total_steps", total_steps, low=1)
         require_number("drop_rate", drop_rate, low=0, high=1)
         require_choice("drop", drop, CRITERIA)
@@ -62,6 +62,7 @@ class SSAMD(SSAM):
 
     def begin(self) -> None:
         """Before the first step, draw a random mask."""
+        super().begin()
         if self.period < 0:
             self.set_mask(self.criterion("random", self.perturbable(), self.generator(0)))
 

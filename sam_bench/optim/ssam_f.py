@@ -57,6 +57,7 @@ class SSAMF(SSAM):
 
     def begin(self) -> None:
         """At the start of a period, compute the scores and the mask."""
+        super().begin()
         if self.is_due():
             images, labels = self.sample(self.n_samples, derived_seed("fisher", self.seed, self.t // self.update_steps))
             if len(labels) < self.n_samples:

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sam_bench.optim.asam import ASAM
 from sam_bench.optim.checks import require_number
-from sam_bench.optim.sam import SAM, Shared
+from sam_bench.optim.sam import Shared
 
 
-class VaSSO(SAM):
+class VaSSO(ASAM):
     """VaSSO around `base`.
 
     Args:
-        base, rho, model, ascent_share: see `SAM`.
+        base, rho, shared: see `SAM`.
         theta: θ' in [0, 1], the weight of the newest gradient; 1 is SAM.
+        eta: η of `ASAM`, with which ε = ρ T²d/‖Td‖₂; None for the paper's ε.
     """
 
     paper = "Li & Giannakis, NeurIPS 2023"
@@ -33,8 +35,16 @@ class VaSSO(SAM):
     state_contents = "the direction d"
     needs_mean_g = True
 
-    def __init__(self, base: Optimizer, rho: float = 0.2, *, theta: float = 0.9, **shared: Unpack[Shared]) -> None:
-        super().__init__(base, rho, **shared)
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.2,
+        *,
+        theta: float = 0.9,
+        eta: float | None = None,
+        **shared: Unpack[Shared],
+    ) -> None:
+        super().__init__(base, rho, eta=eta, **shared)
         require_number("theta", theta, low=0, high=1)
         self.theta = theta
 

@@ -33,13 +33,13 @@ class VSAM(SAM):
     """vSAM around `base`.
 
     Args:
-        base, rho, model: see `SAM`.
+        base, rho, model, loss_budget, stable: see `SAM`.
         window, quota, quota_max, alpha_1, alpha_2, seed: see `Window`.
         beta: β in [0, 1].
         reuses: number of steps that reuse one PSF, ≥ 0.
         tensors: N ≥ 1, the number of last tensors whose norms the quota follows.
         sam_steps: number of initial steps, all of which are sampled.
-        total_steps: T; if given, it is an error if the windows would never start.
+        total_steps: T, for a `loss_budget`; if given, it is an error if the windows would never start.
     """
 
     paper = "Deng et al., arXiv 2403.08821"
@@ -68,8 +68,10 @@ class VSAM(SAM):
         total_steps: int | None = None,
         seed: int = 0,
         model: nn.Module | None = None,
+        loss_budget: float | None = None,
+        stable: bool = False,
     ) -> None:
-        super().__init__(base, rho, model=model)
+        super().__init__(base, rho, model=model, loss_budget=loss_budget, stable=stable, total_steps=total_steps)
         require_number("beta", beta, low=0, high=1)
         require_integer("tensors", tensors, low=1)
         require_integer("reuses", reuses, low=0)
@@ -84,6 +86,7 @@ class VSAM(SAM):
 
     def begin(self) -> None:
         """Decide whether the step is sampled, and set c."""
+        super().begin()
         chosen = self.window.begin(self.t, (self.t - self.sam_steps) % self.window.K)
         self.sampled = chosen or self.t < self.sam_steps
         self.c.fill_(self.beta ** (self.since + 1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sam_bench.optim import AUSAM, SAM, Descent
+from sam_bench.optim import AUSAM, S2SAM, SAM, Descent
 from sam_bench.testing.problem import Problem, make_closure, problem
 from tests.conftest import DEVICE
 from tests.optim.methods import build
@@ -98,6 +98,9 @@ def train_in_parts(name: str, at: Problem, ranks: int, steps: int, **settings: A
             gradients.append([p.grad.clone() for p in method.params()])
         for p, *of_parts in zip(methods[0].params(), *gradients, strict=True):
             p.grad = torch.stack(of_parts).mean(0)
+        for method in methods:
+            if isinstance(method, S2SAM):  # whose next ε follows from the mean
+                torch._foreach_copy_(method.memory("d", method.params()), method.grads(method.params()))
         base.step()
 
 

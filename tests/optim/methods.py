@@ -8,7 +8,7 @@ from torch import nn
 
 from sam_bench import catalogue
 from sam_bench.build import Training
-from sam_bench.configuration import CONF, is_scheduled, optimizer_files
+from sam_bench.configuration import CONF, optimizer_files, wraps_a_method
 from sam_bench.optim import GRST, RST, Constant
 from sam_bench.testing.problem import TOTAL, Sample, of_training
 
@@ -74,7 +74,7 @@ def grst(inner: Any, p: float = 0.5, gamma: float | None = 2.0, **kwargs) -> GRS
 def is_schedulable(name: str) -> bool:
     """Whether `optimizer/inner=NAME` is a choice that RST accepts."""
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    return not is_scheduled(FILES[name]) and "base" not in FILES[name] and not build(name, model).unschedulable
+    return not wraps_a_method(FILES[name]) and "base" not in FILES[name] and not build(name, model).unschedulable
 
 
 # the coin over every method that it can have, so that steps of both variants come in turn

@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 
+from sam_bench.configuration import wraps_a_method
 from sam_bench.optim import RST, SAM, Constant
 from sam_bench.testing import CHECKS
 from sam_bench.testing.dispatch import operations_around
 from sam_bench.testing.problem import BATCH, BATCHES, TOTAL, problem
 from tests.optim.methods import BASE, FILES, NAMES, SCHEDULABLE, UNDER_RST, build, sgd
 
+TWO_PASSES = ("sam", "asam", "fsam", "vasso", "gsam", "adasam", "ssam_f", "ssam_d", "lesam", "stable_sam", "asyncsam")
 everyone = pytest.mark.parametrize("name", NAMES)
 
 
@@ -47,16 +49,23 @@ def test_sharpness_aware_steps(name, device):
     optimizer = build(name, p.model)
     p.run(optimizer, TOTAL)
     aware = optimizer.sharpness_aware_steps
-    if isinstance(optimizer, RST):
+    if name == "s2sam":
+        assert (aware, optimizer.propagations) == (TOTAL - 1, TOTAL)
+    elif name == "rst_s2sam":
+        assert aware == TOTAL - (not optimizer.draw(0))
+        assert optimizer.propagations == TOTAL + sum(optimizer.draw(t) for t in range(TOTAL))
+    elif isinstance(optimizer, RST):
         assert aware == sum(optimizer.draw(t) for t in range(TOTAL))
-    elif name in ("sam", "asam", "fsam", "vasso", "gsam", "adasam", "ssam_f", "ssam_d"):
+    elif name in TWO_PASSES:
         assert (aware, optimizer.propagations) == (TOTAL, 2 * TOTAL)
     else:
         assert aware == 0 if name in ("sgd", "adamw", "timm") else 0 < aware <= TOTAL
 
 
 # those that choose by the gradient, or toss a coin: tests/optim/test_train.py has their ranges
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"aesam", "aelooksam", "vsam", "rst", "grst", "late_sam"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(NAMES) - {"aesam", "aelooksam", "vsam", "rst", "grst", "late_sam", "rst_s2sam"})
+)
 def test_it_spends_what_it_expects(name, device):
     p = problem(device)
     optimizer = build(name, p.model, **{"mesa": {"start_epochs": 0}}.get(name, {}))
@@ -87,7 +96,7 @@ def test_few_operations_with_the_base_included(name, device):
     optimizer = build(name, p.model, sgd(p.model, fused=True), **once)
     p.run(optimizer, TOTAL - 3)  # by then the buffers are allocated
     operations = operations_around(optimizer, p.closure(optimizer), TOTAL // 2)
-    assert 0 < len(operations) <= (20 if name in ("sgd", "adamw", "sam", "rst", "grst") else 60), operations
+    assert 0 < len(operations) <= (20 if name in ("sgd", "adamw", "sam", "rst", "grst", "s2sam") else 60), operations
 
 
 @everyone
@@ -97,7 +106,7 @@ def test_a_base_that_needs_the_closure_is_refused(name, device):
         build(name, model, torch.optim.LBFGS(model.parameters()))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("rst", "grst", "late_sam")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not wraps_a_method(FILES[name])])
 def test_a_base_that_is_a_method_is_refused(name, device):
     model = problem(device).model
     with pytest.raises(ValueError, match="Invalid base: SAM is a method itself"):

@@ -29,7 +29,7 @@ METHODS = [*(name for name in NAMES if name not in ("rst", "grst")), *UNDER]
 def perturbing(name):
     """The SAM that makes the second pass, after the first `begin`; None if there is none."""
     method = build(name, problem().model)
-    sam = method.inner if isinstance(method, RST) else method
+    sam = method.inner if isinstance(method, RST) and method.mean_p else method
     sam.begin()
     return sam if isinstance(sam, SAM) else None
 

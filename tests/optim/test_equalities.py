@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sam_bench.optim import SAM, Descent
+from sam_bench.optim import S2SAM, SAM, Constant, Descent
 from sam_bench.testing.problem import BATCHES, TOTAL, problem, same, weights
 from tests.optim.methods import NAMES, SCHEDULABLE, adamw, build, grst, rst, sgd
 
@@ -63,6 +63,18 @@ EQUAL = {
     "SAF λ=0 ≡ base": (of("saf", lam=0.0), without_its_term("saf")),
     "MESA λ=0 ≡ base": (of("mesa", lam=0.0), without_its_term("mesa")),
     "SAF, MESA before they start ≡ base": (without_its_term("saf"), without_its_term("mesa")),
+    "S²-SAM ρ=0 ≡ base": (lambda m, b: S2SAM(sam(m, b, rho=0)), plain),
+    "S²-SAM p=1 ≡ SAM": (lambda m, b: S2SAM(sam(m, b), Constant(1)), sam),
+    "S²-SAM over VaSSO θ=1 ≡ S²-SAM": (
+        lambda m, b: S2SAM(build("vasso", m, b(m), theta=1.0)),
+        lambda m, b: S2SAM(sam(m, b)),
+    ),
+    "AsyncSAM ρ=0 ≡ base": (of("asyncsam", rho=0.0), plain),
+    "LE-SAM, its largest radius 0 ≡ base": (of("lesam", rho=0.0), plain),
+    "LE-SAM, no budget ≡ base": (of("lesam", loss_budget=0.0), plain),
+    "VaSSO with ASAM's T, θ=1 ≡ ASAM": (of("vasso", theta=1.0, eta=0.01, rho=0.1), of("asam")),
+    "F-SAM with ASAM's T, σ=0 ≡ ASAM": (of("fsam", sigma=0.0, eta=0.01, rho=0.1), of("asam")),
+    "ASAM without T ≡ SAM": (of("asam", eta=None, rho=0.05), sam),
     "ascent_share of all ≡ SAM": (of("sam", ascent_share=1.0), sam),
     **{f"{name} ρ=0 ≡ base": (of(name, rho=0.0), plain) for name in ("asam", "fsam", "vasso", "ssam_f", "ssam_d")},
     "LookSAM ρ=0 ≡ base": (of("looksam", rho=0.0, alpha=0.0), plain),
@@ -99,6 +111,10 @@ DIFFERENT = {
     "MSAM, base": (of("msam"), plain),
     "SAF, base": (of("saf"), of("saf", lam=0.0)),
     "MESA, base": (of("mesa"), of("mesa", lam=0.0)),
+    "S²-SAM, SAM": (of("s2sam"), sam),
+    "S²-SAM, base": (of("s2sam"), plain),
+    "S²-SAM over ASAM, over SAM": (lambda m, b: S2SAM(build("asam", m, b(m))), of("s2sam")),
+    "VaSSO with ASAM's T, VaSSO": (of("vasso", eta=0.01), of("vasso")),
     "a part of the batch, all of it": (of("sam", ascent_share=0.25), of("sam")),
 }
 

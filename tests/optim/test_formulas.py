@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
-from sam_bench.optim import GRST, RST, SAM, Descent
+from sam_bench.optim import GRST, RST, S2SAM, SAM, Descent
 from sam_bench.optim.seeding import derived_seed
 from sam_bench.optim.sparse_backward import SparseBackward
 from sam_bench.optim.vsam_window import Window
@@ -131,6 +131,99 @@ def test_sam_with_a_part_of_the_batch_in_the_first_pass(p):
     optimizer = build("sam", p.model, base(p), rho=RHO, ascent_share=0.25)
     compare(p, optimizer, direction)
     assert optimizer.propagations == 1.25 * TOTAL
+
+
+def test_stable_sam(p):
+    def direction(net, t, b):
+        g, g_s = net.sam(b.x, b.y)
+        return times(norm(g) / norm(g_s), g_s)
+
+    compare(p, build("stable_sam", p.model, base(p), rho=RHO), direction)
+
+
+def test_lesam(p):
+    sigma, largest = 0.5, 0.4
+    optimizer = build("lesam", p.model, base(p), rho=largest, loss_budget=sigma)
+
+    def direction(net, t, b):
+        s = t / optimizer.T
+        rise = min(20 * s, 1) if s < 0.8 else (1 + math.cos(math.pi * (s - 0.8) / 0.2)) / 2
+        g = net.gradient(b.x, b.y)
+        radius = min(sigma * rise / norm(g), largest)
+        radii.append(float(radius))
+        return net.gradient(b.x, b.y, times(radius / norm(g), g))
+
+    radii = []
+    compare(p, optimizer, direction)
+    assert len(set(radii)) > 5
+    assert largest in radii
+
+
+@pytest.mark.parametrize("inner", ["sam", "asam", "vasso", "fsam", "vasso with eta"])
+def test_s2sam(p, inner):
+    """ε is that of the inner method's own specification, with the previous gradient of the base step for g."""
+    state = {}
+
+    def adaptive(net, d, eta):
+        scale = [w.data.abs() + eta if "weight" in name else 1.0 for name, w in net.model.named_parameters()]
+        scaled = [s * x for s, x in zip(scale, d, strict=True)]
+        return [RHO * s * x / norm(scaled) for s, x in zip(scale, scaled, strict=True)]
+
+    def perturbation(net, g):
+        if inner in ("vasso", "vasso with eta"):
+            g = state["v"] = plus(times(0.4, state["v"]), g, 0.6) if "v" in state else g
+        if inner == "fsam":
+            m = state.get("m")
+            state["m"] = plus(times(0.8, m), g, 1 - 0.8) if m else g
+            g = plus(g, m, -0.7) if m else g
+        if inner in ("asam", "vasso with eta"):
+            return adaptive(net, g, 0.02)
+        return times(RHO / norm(g), g)
+
+    def direction(net, t, b):
+        state["g"] = net.gradient(b.x, b.y, perturbation(net, state["g"]) if t else None)
+        return state["g"]
+
+    settings = {
+        "sam": {},
+        "asam": {"eta": 0.02},
+        "vasso": {"theta": 0.6},
+        "fsam": {"sigma": 0.7, "lam": 0.8},
+        "vasso with eta": {"theta": 0.6, "eta": 0.02},
+    }[inner]
+    optimizer = S2SAM(build(inner.split()[0], p.model, base(p), rho=RHO, **settings))
+    compare(p, optimizer, direction)
+    assert optimizer.propagations == TOTAL
+
+
+def test_s2sam_with_steps_of_two_passes(p):
+    previous = []
+
+    def direction(net, t, b):
+        if coin(5, t) < 0.4:
+            d = net.sam(b.x, b.y)[1]
+        else:
+            d = net.gradient(b.x, b.y, times(RHO / norm(previous[-1]), previous[-1]) if t else None)
+        previous.append(d)
+        return d
+
+    optimizer = S2SAM(SAM(base(p), RHO, model=p.model), Constant(0.4), TOTAL, seed=5)
+    compare(p, optimizer, direction)
+    assert TOTAL < optimizer.propagations < 2 * TOTAL
+
+
+def test_asyncsam(p):
+    previous = []
+
+    def direction(net, t, b):
+        g = net.gradient(b.x[:8], b.y[:8])
+        previous.append(g)
+        g = previous[max(t - 1, 0)]
+        return net.gradient(b.x, b.y, times(RHO / norm(g), g))
+
+    optimizer = build("asyncsam", p.model, base(p), rho=RHO, ascent_share=0.5)
+    compare(p, optimizer, direction)
+    assert optimizer.propagations == 1.5 * TOTAL
 
 
 def coin(seed, t):

@@ -1,0 +1,105 @@
+"""S²-SAM: SAM in a single step, with the perturbation from the previous step's gradient.
+
+Ji, Li, Fu, Afghah, Guo, Yuan, Ma: A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient and
+Accurate Sparse Training, NeurIPS 2024 (OpenReview MJgMMqMDu4).
+
+    d = the gradient that the previous step gave to the base optimizer; 0 in the first step
+    ε = ρ d/‖d‖₂               the inner method's ε, with d in place of g
+    θ ← base step from θ with gradient ∇L_B(θ + ε)
+
+Around VaSSO or F-SAM, ε is the lagged average or the lagged noise; around ASAM, or with their `eta`, it scales with the
+weights. With a schedule p(t/T), which the paper does not have, some steps are the inner method's own, of two passes.
+
+BatchNorm statistics, loss and logits are those of the one pass, at θ + ε.
+Deviations: none from the formula in the authors' code (their paper was not in reach). With a recent torch, in which
+`zero_grad` sets gradients to None, their code skips every perturbation. Their `adaptive` option scales by d² in place
+of θ².
+"""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from sam_bench.optim.checks import ArgumentError
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.rst import RST
+from sam_bench.optim.sam import SAM
+from sam_bench.optim.schedules import Constant, Schedule
+from sam_bench.optim.ssam import SSAM
+
+
+class S2SAM(RST):
+    """S²-SAM with the ε of `inner`.
+
+    Args:
+        inner: SAM, ASAM, VaSSO, F-SAM, SSAM-F or SSAM-D, or a method that overrides SAM's `epsilon`.
+        schedule: p(s), the probability of a step with the inner method's two passes; see `RST`. None: 0.
+        total_steps, seed, warmup_steps: see `RST`.
+
+    Raises:
+        ArgumentError: `inner` has other passes than SAM, or an argument is out of range.
+    """
+
+    inner: SAM
+    paper = "Ji et al., NeurIPS 2024"
+    cost = "1, and with a schedule, mean of p × (inner's - 1)"
+    unschedulable = "it has only one pass"
+    takes_shards = False
+    state_copies = 1
+    state_contents = "the previous gradient"
+
+    def __init__(
+        self,
+        inner: SAM,
+        schedule: Schedule | None = None,
+        total_steps: int = 1,
+        seed: int = 0,
+        *,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__(inner, schedule or Constant(0), total_steps, seed, warmup_steps=warmup_steps)
+        if type(inner).gradient is not SAM.gradient:
+            allowed = "a method with SAM's two passes, such as SAM, ASAM, VaSSO, FSAM, SSAMF or SSAMD"
+            raise ArgumentError("inner", type(inner).__name__, allowed)
+        if inner.ascent_share < 1 or inner.stable or (isinstance(inner, SSAM) and inner.form != "explicit"):
+            allowed = "ascent_share=1, stable=false, form=explicit, since most steps have no first pass"
+            raise ArgumentError("inner", type(inner).__name__, allowed)
+        self.memory_copies = inner.memory_copies + 1
+        self.whole_first_pass = False
+
+    def begin(self) -> None:
+        """Draw X_t; the inner method computes ε in any case."""
+        super().begin()
+        if not self.aware:
+            self.inner.begin()
+
+    @property
+    def variant(self) -> Hashable:
+        """X_t, whether there is a previous gradient, and the variant of the inner method's step."""
+        return self.aware, "d" in self._memory, self.inner.variant
+
+    def gradient(self, closure: Closure) -> Tensor:
+        """Leave ∇L(θ + ε) in `.grad`; return the loss at θ + ε, or at θ where there is no ε or X_t = 1."""
+        d = {p: g for p, g in self._memory.get("d", {}).items() if p.requires_grad}
+        if self.aware or not d:
+            loss = super().gradient(closure)
+        else:
+            present = [(p, p.grad) for p in self.params()]
+            copies = dict(zip(d, torch._foreach_mul(list(d.values()), 1), strict=True))
+            for p in self.params():
+                p.grad = copies.pop(p, None)  # in its memory the inner method computes ε
+            with self.inner.at_perturbed_weights(frozen=False):
+                for p, grad in present:  # for the closure to zero, or to add to by mistake, as in SGD
+                    p.grad = grad
+                del present, grad
+                loss = self.propagate(closure)
+        params = self.params_with_grad()
+        torch._foreach_copy_(self.memory("d", params), self.grads(params))
+        return loss
+
+    def end(self) -> None:
+        """Finish the step."""
+        if not self.aware:
+            self.inner.end()
+        super().end()
