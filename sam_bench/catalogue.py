@@ -63,7 +63,7 @@ def build(name: str, base: torch.optim.Optimizer, training: Training, **settings
 @cache
 def with_defaults(name: str) -> Descent:
     """The method with its defaults, on a small problem."""
-    model = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     sample = torch.ones(1, 4), torch.zeros(1)
     return build(name, base, Training(model, 100_000, 100, 0, 6400, 64, lambda n, seed: sample))

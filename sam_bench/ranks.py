@@ -111,12 +111,11 @@ class Ranks:
 
     def mean(self, tensors: "list[Tensor]") -> None:
         """Replace each tensor by its mean over all ranks."""
-        import torch
+        from sam_bench.optim.descent import average
 
-        if self.n > 1 and tensors:
-            together = self.sum(torch.cat([t.flatten() for t in tensors])) / self.n
-            for t, part in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
-                t.copy_(part.view_as(t))
+        if self.n > 1:
+            with collective():
+                average(tensors)
 
     def agree(self, *flags: int) -> tuple[int, ...]:
         """The largest of each flag over all ranks, so that all stop at the same step.

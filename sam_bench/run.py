@@ -266,12 +266,19 @@ class Run:
 
     def keep(self, at_once: bool) -> None:
         """Write a checkpoint if it is time or has to be written at once."""
-        state = self.state()
         if not self.settings.trainer.fsdp:
+            state = self.state()
             self.ranks.on_first(lambda: self.checkpoints.offer(state, at_once))
-        elif self.ranks.on_first(lambda: at_once or self.checkpoints.is_time):
-            name = self.ranks.on_first(lambda: f"shards-{self.epoch}-{self.step_of_epoch}-{time.time_ns()}")
-            state = checkpoint.save_shards(self.settings.folder, name, state)
+            return
+        name = self.ranks.on_first(
+            lambda: (
+                f"shards-{self.epoch}-{self.step_of_epoch}-{time.time_ns()}"
+                if at_once or self.checkpoints.is_time
+                else None
+            )
+        )
+        if name:
+            state = checkpoint.save_shards(self.settings.folder, name, self.state())
 
             def write() -> None:
                 self.checkpoints.offer(state, at_once=True)

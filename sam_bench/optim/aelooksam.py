@@ -22,7 +22,7 @@ class AELookSAM(PolicySAM, LookSAM):
     """AE-LookSAM around `base`.
 
     Args:
-        base, rho, model, loss_budget, stable: see `SAM`.
+        base, rho, model, loss_budget, only_norm, stable: see `SAM`.
         total_steps, lambda_1, lambda_2, delta: see `AESAM`.
         alpha: see `LookSAM`.
     """
@@ -42,10 +42,18 @@ class AELookSAM(PolicySAM, LookSAM):
         alpha: float = 0.7,
         model: nn.Module | None = None,
         loss_budget: float | None = None,
+        only_norm: bool = False,
         stable: bool = False,
     ) -> None:
         super().__init__(
-            base, rho, alpha=alpha, model=model, loss_budget=loss_budget, stable=stable, total_steps=total_steps
+            base,
+            rho,
+            alpha=alpha,
+            model=model,
+            loss_budget=loss_budget,
+            only_norm=only_norm,
+            stable=stable,
+            total_steps=total_steps,
         )
         self.policy = Policy(total_steps, lambda_1, lambda_2, delta)
 

@@ -84,7 +84,7 @@ class AESAM(PolicySAM):
     """AE-SAM around `base`.
 
     Args:
-        base, rho, model, loss_budget, stable: see `SAM`.
+        base, rho, model, loss_budget, only_norm, stable: see `SAM`.
         total_steps: T ≥ 1.
         lambda_1: λ₁, the threshold of the last step in σ: with -1, all gradients down to one σ below the mean are
             large.
@@ -106,9 +106,12 @@ class AESAM(PolicySAM):
         delta: float = 0.9,
         model: nn.Module | None = None,
         loss_budget: float | None = None,
+        only_norm: bool = False,
         stable: bool = False,
     ) -> None:
-        super().__init__(base, rho, model=model, loss_budget=loss_budget, stable=stable, total_steps=total_steps)
+        super().__init__(
+            base, rho, model=model, loss_budget=loss_budget, only_norm=only_norm, stable=stable, total_steps=total_steps
+        )
         self.policy = Policy(total_steps, lambda_1, lambda_2, delta)
 
     def gradient(self, closure: Closure) -> Tensor:

@@ -316,11 +316,8 @@ class Descent(Optimizer):
 
     def mean_over_ranks(self, tensors: list[Tensor]) -> list[Tensor]:
         """Replace each tensor by its mean over all ranks."""
-        if self.ddp and tensors:
-            together = torch.cat([t.flatten() for t in tensors]) / self.ranks
-            torch.distributed.all_reduce(together, group=self.ddp.process_group)
-            for t, mean in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
-                t.copy_(mean.view_as(t))
+        if self.ddp:
+            average(tensors, self.ddp.process_group)
         return tensors
 
     def of_all_ranks(self, rows: Tensor) -> Tensor:
@@ -490,6 +487,16 @@ class Descent(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._scratch = {}
+
+
+def average(tensors: list[Tensor], group: "torch.distributed.ProcessGroup | None" = None) -> None:
+    """Replace each tensor by its mean over the ranks of a process group, in one reduction."""
+    if tensors:
+        together = torch.cat([t.flatten() for t in tensors])
+        torch.distributed.all_reduce(together, group=group)
+        together /= torch.distributed.get_world_size(group)
+        for t, mean in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(mean.view_as(t))
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:

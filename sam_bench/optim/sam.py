@@ -8,7 +8,7 @@ arXiv 2010.01412.
     θ ← base step from θ with gradient ∇L_B(θ + ε)
 
 A parameter group may have a ρ of its own, `group["rho"]`, which a scheduler may change. A group with ρ = 0 is not
-perturbed and not part of the norm. SAM-ON (Müller et al., arXiv 2306.04226) is ρ = 0 on all but normalization layers.
+perturbed and not part of the norm.
 
 Options, which most methods based on SAM share:
 
@@ -19,6 +19,8 @@ LookSAM and G-RST combine g and gₛ, which are then gradients of different sets
 `loss_budget` σ: the radius is min(σ_t/‖g‖₂, ρ), with which the loss rises by σ_t to first order (LE-SAM; Wang, Liu,
 Xie, Gao: Fix the Loss, Not the Radius, arXiv 2605.10183). As in the authors' code, σ_t rises to σ in the first 1/20 of
 the steps and falls to 0 by a cosine in the last fifth. Deviation: it changes in every step, theirs in every epoch.
+
+`only_norm`: ε and its norm are those of the normalization layers alone (SAM-ON; Müller et al., arXiv 2306.04226).
 
 `stable`: the step is along gₛ‖g‖/‖gₛ‖ (Stable SAM; Tan et al., arXiv 2401.07250). ESAM does not have this option.
 
@@ -35,11 +37,14 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import ArgumentError, require_boolean, require_integer, require_number
 from sam_bench.optim.closure import Closure, Selection
 from sam_bench.optim.descent import TINY, Descent, number_of
+
+NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: BatchNorm, InstanceNorm
 
 
 class Shared(TypedDict, total=False):
@@ -48,6 +53,7 @@ class Shared(TypedDict, total=False):
     model: nn.Module | None
     ascent_share: float
     loss_budget: float | None
+    only_norm: bool
     stable: bool
     total_steps: int | None
     sync_perturbation: bool
@@ -64,6 +70,7 @@ class SAM(Descent):
         ascent_share: the share of the batch, in (0, 1], that the first pass uses. Below 1, the closure must be a
             `SampleClosure`.
         loss_budget: σ ≥ 0, in units of the loss, with ρ the largest radius; None for the fixed radius ρ.
+        only_norm: whether to perturb the parameters of normalization layers alone. Requires a `model`.
         stable: whether to give gₛ the norm of g.
         total_steps: T, the number of steps of the training. Required with a `loss_budget`, which follows t/T.
         sync_perturbation: with DistributedDataParallel, compute ε from the mean gradient of all ranks, as one process
@@ -93,6 +100,7 @@ class SAM(Descent):
         model: nn.Module | None = None,
         ascent_share: float = 1.0,
         loss_budget: float | None = None,
+        only_norm: bool = False,
         stable: bool = False,
         total_steps: int | None = None,
         sync_perturbation: bool = False,
@@ -109,6 +117,13 @@ class SAM(Descent):
         self.whole_first_pass = self.whole_first_pass and ascent_share == 1
         require_number("rho", rho, low=0)
         self.rho = rho
+        require_boolean("only_norm", only_norm)
+        norms = [m for m in model.modules() if isinstance(m, NORMALIZATION)] if model is not None else []
+        if only_norm and not norms:
+            raise ArgumentError("only_norm", True, "false without a `model` that has normalization layers")
+        self.only = {p for m in norms for p in m.parameters()} if only_norm else None
+        if only_norm:
+            self.memory_copies -= 1  # θ of few parameters
         require_boolean("stable", stable)
         self.stable = stable
         self.needs_mean_g = self.needs_mean_g or stable
@@ -182,6 +197,8 @@ class SAM(Descent):
         self.counts["sharpness_aware_steps"] += 1
         groups = [group for group in self.param_groups if self.is_perturbed(group)]
         params = [p for group in groups for p in group["params"] if p.grad is not None]
+        if self.only is not None:
+            params = [p for p in params if p in self.only]
         at = self.perturbed if frozen else self.offset_by
         with at(params, self.epsilon(params) if params else []):
             for p in self.params():

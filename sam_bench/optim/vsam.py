@@ -33,7 +33,7 @@ class VSAM(SAM):
     """vSAM around `base`.
 
     Args:
-        base, rho, model, loss_budget, stable: see `SAM`.
+        base, rho, model, loss_budget, only_norm, stable: see `SAM`.
         window, quota, quota_max, alpha_1, alpha_2, seed: see `Window`.
         beta: β in [0, 1].
         reuses: number of steps that reuse one PSF, ≥ 0.
@@ -69,9 +69,12 @@ class VSAM(SAM):
         seed: int = 0,
         model: nn.Module | None = None,
         loss_budget: float | None = None,
+        only_norm: bool = False,
         stable: bool = False,
     ) -> None:
-        super().__init__(base, rho, model=model, loss_budget=loss_budget, stable=stable, total_steps=total_steps)
+        super().__init__(
+            base, rho, model=model, loss_budget=loss_budget, only_norm=only_norm, stable=stable, total_steps=total_steps
+        )
         require_number("beta", beta, low=0, high=1)
         require_integer("tensors", tensors, low=1)
         require_integer("reuses", reuses, low=0)

@@ -337,7 +337,7 @@ def respects_parameter_groups(s: Subject) -> None:
             super().__init__()
             torch.manual_seed(0)
             self.a = nn.Parameter(torch.randn(6, 64).t())  # not contiguous
-            self.frozen = nn.Linear(6, 6)
+            self.frozen = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6))
             self.unused = nn.Parameter(torch.ones(3))
             self.fixed = nn.Linear(6, CLASSES)
 

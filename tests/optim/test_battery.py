@@ -12,7 +12,20 @@ from sam_bench.testing.dispatch import operations_around
 from sam_bench.testing.problem import BATCH, BATCHES, TOTAL, problem
 from tests.optim.methods import BASE, FILES, NAMES, SCHEDULABLE, UNDER_RST, build, sgd
 
-TWO_PASSES = ("sam", "asam", "fsam", "vasso", "gsam", "adasam", "ssam_f", "ssam_d", "lesam", "stable_sam", "asyncsam")
+TWO_PASSES = (
+    "sam",
+    "asam",
+    "fsam",
+    "vasso",
+    "gsam",
+    "adasam",
+    "ssam_f",
+    "ssam_d",
+    "lesam",
+    "sam_on",
+    "stable_sam",
+    "asyncsam",
+)
 everyone = pytest.mark.parametrize("name", NAMES)
 
 

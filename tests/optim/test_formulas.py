@@ -141,6 +141,18 @@ def test_stable_sam(p):
     compare(p, build("stable_sam", p.model, base(p), rho=RHO), direction)
 
 
+def test_sam_on(p):
+    batch_norms = {id(q) for m in p.model.modules() if isinstance(m, nn.BatchNorm2d) for q in m.parameters()}
+    of_norms = [id(q) in batch_norms for q in p.model.parameters()]
+    assert 0 < sum(of_norms) < len(of_norms)
+
+    def direction(net, t, b):
+        g = [x * on for x, on in zip(net.gradient(b.x, b.y), of_norms, strict=True)]
+        return net.gradient(b.x, b.y, times(RHO / norm(g), g))
+
+    compare(p, build("sam_on", p.model, base(p), rho=RHO), direction)
+
+
 def test_lesam(p):
     sigma, largest = 0.5, 0.4
     optimizer = build("lesam", p.model, base(p), rho=largest, loss_budget=sigma)

@@ -17,6 +17,7 @@ METHODS = {
     "sam": lambda model: SAM(sgd(model), rho=0.1, model=model),
     "lesam": lambda model: build("lesam", model, rho=0.1),
     "stable_sam": lambda model: build("stable_sam", model, rho=0.1),
+    "sam_on": lambda model: build("sam_on", model, rho=0.1),
     "asam": lambda model: ASAM(sgd(model), rho=1.0, model=model),
     "rst over sam": lambda model: RST(SAM(sgd(model), rho=0.1, model=model), Constant(0.5), 20),
     "sam over adamw": lambda model: SAM(torch.optim.AdamW(model.parameters(), lr=0.01), rho=0.1, model=model),
@@ -63,7 +64,8 @@ def test_the_weights_are_those_of_one_process(ranks, tmp_path):
             for one, other in zip(of_rank[name], model.parameters(), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
             number = {"lesam": 4, "stable_sam": 8}.get(name, 0)  # σ_t, ‖g‖
-            assert of_rank[name, "extra"] == number + (0 if name == "base" else of_rank[name, "weights"])
+            if name != "sam_on":  # which keeps θ of the perturbed weights alone
+                assert of_rank[name, "extra"] == number + (0 if name == "base" else of_rank[name, "weights"])
 
 
 def refusals(rank, ranks):
@@ -83,7 +85,7 @@ def refusals(rank, ranks):
 
 def test_all_others_are_refused(tmp_path):
     (found, _) = on_ranks(2, tmp_path / "ranks", refusals)
-    allowed = {"sgd", "adamw", "timm", "sam", "adasam", "lesam", "stable_sam", "asam", "rst", "late_sam"}
+    allowed = {"sgd", "adamw", "timm", "sam", "adasam", "lesam", "sam_on", "stable_sam", "asam", "rst", "late_sam"}
     assert set(found) == {*NAMES, "mixed"} - allowed
     assert "whole parameters: GSAM needs them" in found["gsam"]
     assert "all parameters sharded, or none" in found["mixed"]
