@@ -1,5 +1,6 @@
 """One seed of one setting: its model, data and optimizer, its progress, and the files of its run folder."""
 
+import copy
 import math
 import shutil
 import sys
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import update_bn
 
-from sam_bench import checkpoint, curvature, files, machine, results
+from sam_bench import checkpoint, curvature, files, machine, perturbation, results
 from sam_bench.build import Training, create_dataset, create_model, create_optimizer
 from sam_bench.capture import CapturedStep, cuda_graph
 from sam_bench.checkpoint import Checkpoints
@@ -336,7 +337,10 @@ class Run:
         corrects, unreadable, peaks = zip(*of_ranks, strict=True)
         is_last = self.epoch + 1 == trainer.epochs
         start = time.perf_counter()
-        tested = self.test(is_last, is_last or (self.epoch + 1) % trainer.test_every == 0)
+        is_due = is_last or (self.epoch + 1) % trainer.test_every == 0
+        tested = self.test(is_last, is_due)
+        if trainer.test_perturbation:
+            tested |= self.ranks.on_first(self.perturbation) if is_due else dict.fromkeys(perturbation.COLUMNS)
         test_seconds = time.perf_counter() - start
         check_finite(self.losses, self.model, tested, self.epoch * self.steps_per_epoch, self.settings, self.ranks)
         images = self.steps_per_epoch * trainer.batch_size
@@ -387,6 +391,16 @@ class Run:
                 loss, accuracy = evaluate(self.model, batches(), bf16, self.ranks) if due else (None, None)
                 found |= {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
         return found
+
+    def perturbation(self) -> dict[str, float | None]:
+        """Angle and size of the perturbation, and the loss there, on a batch of training images."""
+        settings, size = self.settings, self.settings.trainer.batch_size
+        optimizer, closure = optimizer_and_closure(settings, copy.deepcopy(self.model), self.dataset)
+        optimizer.load_state_dict(self.optimizer.state_dict())
+        images, labels = self.dataset.sample(size, derived_seed("perturbation", settings.seed, self.epoch))
+        # a method with a table of the training examples reads any of them
+        closure.batch(images, labels, torch.arange(size, device=self.device) if self.dataset.knows_examples else None)
+        return perturbation.measure(optimizer, closure)
 
     @contextmanager
     def test_statistics(self, keep: bool) -> Iterator[None]:

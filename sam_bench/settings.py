@@ -117,6 +117,7 @@ class TrainerSettings(Strict):
     sync_perturbation: bool = False
     fsdp: bool = False
     test_every: PositiveInt = 1  # runs of earlier versions do not say
+    test_perturbation: bool = False
 
     @field_validator("compile", "cuda_graphs", mode="before")
     @classmethod
@@ -271,7 +272,7 @@ class Settings(Strict):
             del identity[elsewhere]
         if self.tuned is None:
             del identity["tuned"]
-        for way in ("seeds", "checkpoint_minutes", "test_every"):
+        for way in ("seeds", "checkpoint_minutes", "test_every", "test_perturbation"):
             del identity["trainer"][way]
         del identity["trainer"]["fsdp"]
         if not self.trainer.sync_perturbation:  # as in runs of earlier versions

@@ -123,6 +123,8 @@ def check_ranks(settings: Settings, ranks: Ranks) -> None:
         raise SettingError("trainer.fsdp=true: needs several processes; start them with torchrun")
     if trainer.fsdp and settings.sharpness != "none":
         raise SettingError(f"sharpness={settings.sharpness}: needs whole weights; choose none with trainer.fsdp=true")
+    if trainer.fsdp and trainer.test_perturbation:
+        raise SettingError("trainer.test_perturbation=true: needs whole weights; choose false with trainer.fsdp=true")
     if ranks.n > 1 and trainer.seeds > 1:
         raise SettingError(f"trainer.seeds={trainer.seeds}: {ranks.n} ranks train one seed at a time; choose 1")
 

@@ -306,6 +306,8 @@ def curves(table: Table) -> Iterator[Figure]:
         (f"{part}_accuracy", f"{part} accuracy, %", 100),
         (f"{part}_loss", f"{part} loss", 1),
         ("train_loss", "train loss", 1),
+        ("epsilon_cosine", "cosine between perturbation and gradient", 1),
+        ("loss_rise", "rise of the loss at the perturbed weights", 1),
     ):
         for x_key, x_name in (("propagations", "propagations"), ("seconds", "seconds of training")):
             means = {i: mean_curve(row.cell, x_key, key) for i, row in enumerate(table.rows)}
