@@ -24,6 +24,7 @@ from sam_bench.optim.rst import RST
 from sam_bench.optim.s2sam import S2SAM
 from sam_bench.optim.saf import SAF
 from sam_bench.optim.sam import SAM
+from sam_bench.optim.sampa import SAMPa
 from sam_bench.optim.schedules import Constant, Linear, Piecewise, Trigonometric
 from sam_bench.optim.ssam_d import SSAMD
 from sam_bench.optim.ssam_f import SSAMF

@@ -5,44 +5,52 @@ Jo, Lim, Lee: Asynchronous Sharpness-Aware Minimization for Fast and Accurate De
     ε_t = ρ g_{t-1}/‖g_{t-1}‖₂       g_{t-1} = ∇L_{B'}(θ_{t-1}), on the share `ascent_share` of that step's batch
     θ ← base step from θ with gradient ∇L_B(θ + ε_t)
 
-The two gradients of a step, g_t and ∇L_B(θ + ε_t), do not depend on each other. With two devices the authors compute
-them at the same time, so that a step lasts as long as one of SGD's. Here one follows the other, which costs what SAM
-does.
+The two gradients of a step, g_t and ∇L_B(θ + ε_t), do not depend on each other: see `side_by_side`.
 Deviations: in the first step, which has no previous gradient, ε is SAM's. The delay is one step, as in their
 experiments. The formula was checked against the abstract and a description by others, not against the paper or code.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from sam_bench.optim.closure import Closure, Selection
-from sam_bench.optim.sam import SAM
+from sam_bench.optim.closure import Closure
+from sam_bench.optim.side_by_side import SideBySide
 
 
-class AsyncSAM(SAM):
-    """AsyncSAM around `base`. The arguments are those of `SAM`."""
+class AsyncSAM(SideBySide):
+    """AsyncSAM around `base`. The arguments are those of `SideBySide`."""
 
     paper = "Jo et al., arXiv 2503.11147"
-    memory_copies = 2  # θ, the previous g
-    state_copies = 1
-    state_contents = "the previous gradient"
-    unschedulable = "its perturbation comes from the step before"
-    takes_shards = False
-    needs_mean_g = True
+    keeps_g = True
+
+    def __init__(self, base: Optimizer, rho: float = 0.05, **further: Any) -> None:
+        super().__init__(base, rho, **further)
 
     @property
     def variant(self) -> bool:
         """Whether it is the first step."""
         return "previous" not in self._memory
 
-    def first_pass(self, closure: Closure, selection: Selection | None = None) -> Tensor:
-        """Keep g for the next step, and leave the previous one in `.grad`; return the loss."""
-        first = self.variant
-        loss = super().first_pass(closure, selection)
-        params = self.params_with_grad()
-        g, previous = self.grads(params), self.memory("previous", params)
-        newest = torch._foreach_mul(g, 1)
-        if not first:
-            torch._foreach_copy_(g, previous)
-        torch._foreach_copy_(previous, newest)
+    def gradient(self, closure: Closure) -> Tensor:
+        """Leave ∇L(θ + ε) in `.grad`; return the loss at θ."""
+        if self.variant:
+            loss = super().gradient(closure)
+            params = self.params_with_grad()
+            g = self.scratch("g", params)
+        else:
+            chosen = self.ascent_selection(closure)
+            share = self.share_of(closure, chosen)
+            loss, g = self.both(lambda: self.propagate(closure, chosen), lambda: self.perturbed_pass(closure), share)
+            params = self.params_with_grad()
+        torch._foreach_copy_(self.memory("previous", params), g)
         return loss
+
+    def perturbed_pass(self, closure: Closure) -> None:
+        """Leave ∇L(θ + ε), with ε from the previous gradient, in `.grad`."""
+        previous = self._memory["previous"]
+        for p, copy in zip(previous, torch._foreach_mul(list(previous.values()), 1), strict=True):
+            p.grad = copy  # in whose memory ε is computed
+        self.second_pass(closure)

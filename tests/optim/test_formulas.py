@@ -238,6 +238,22 @@ def test_asyncsam(p):
     assert optimizer.propagations == 1.5 * TOTAL
 
 
+def test_sampa(p):
+    state = {}
+
+    def direction(net, t, b):
+        d, before = state.get("d"), state.get("b", b)
+        to_y = d and [
+            -LR * (x + DECAY * w.data + MOMENTUM * v) for x, w, v in zip(d, net.params, net.velocity, strict=True)
+        ]
+        g = net.gradient(b.x, b.y, to_y)
+        g_s = net.gradient(before.x, before.y, d and times(RHO / norm(d), d))
+        state.update(d=g, b=b)
+        return plus(times(0.7, g_s), g, 0.3)
+
+    compare(p, build("sampa", p.model, base(p), rho=RHO, lam=0.3), direction)
+
+
 def coin(seed, t):
     return random.Random((seed << 64) + t).random()
 

@@ -1,0 +1,97 @@
+"""What AsyncSAM and SAMPa share: two passes per step that do not depend on each other.
+
+One process makes them one after the other, at the cost of SAM. With a `pair` of ranks, each makes one of them, and they
+exchange the gradients: a step then lasts about as long as one of SGD's. Both ranks hold the whole model and get the
+same batches.
+"""
+
+from collections.abc import Callable
+from typing import Unpack
+
+import torch
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+
+from sam_bench.optim.checks import ArgumentError
+from sam_bench.optim.sam import SAM, Shared
+
+
+class SideBySide(SAM):
+    """SAM with independent passes.
+
+    Args:
+        base, rho, shared: see `SAM`.
+        pair: a `torch.distributed` process group of two ranks that share the passes. `model` is then required, without
+            DistributedDataParallel.
+    """
+
+    memory_copies = 3  # θ, g, the previous gradient
+    state_copies = 1
+    state_contents = "the previous gradient"
+    unschedulable = "its perturbation comes from the step before"
+    takes_shards = False
+    needs_mean_g = True
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float,
+        *,
+        pair: "distributed.ProcessGroup | None" = None,
+        **shared: Unpack[Shared],
+    ) -> None:
+        super().__init__(base, rho, **shared)
+        if self.stable:
+            raise ArgumentError("stable", True, "false, since g is not that of the perturbation")
+        if pair is not None and pair.size() != 2:
+            raise ArgumentError("pair", f"a group of {pair.size()}", "a process group of two ranks")
+        if pair is not None and (self.ddp or shared.get("model") is None):
+            raise ArgumentError("pair", "a process group", "a model without DistributedDataParallel beside it")
+        self.pair = pair
+
+    def both(
+        self, plain: Callable[[], Tensor], perturbed: Callable[[], object], share: float = 1.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Make both passes, each of which leaves its gradient in `.grad`.
+
+        Args:
+            plain: returns its loss.
+            perturbed: over the whole batch.
+            share: the share of the batch that the plain pass is over.
+
+        Returns the loss of the plain pass and a copy of its gradient, and leaves that of the perturbed one in `.grad`.
+        """
+        if self.pair is None:
+            loss = plain()
+            g = self.kept()
+            perturbed()
+            return loss, g
+        mine = self.pair.rank()
+        if mine == 0:
+            loss = plain()
+            self.counts["propagations"] += 1
+            self.counts["sharpness_aware_steps"] += "previous" in self._memory
+        else:
+            perturbed()
+            for m in self.batch_norms:
+                if m.num_batches_tracked is not None:
+                    m.num_batches_tracked += 1
+            loss = self.params()[0].new_zeros(())
+            self.counts["propagations"] += share
+        g, statistics = self.kept(), [t for m in self.batch_norms for t in (m.running_mean, m.running_var)]
+        of_plain = [*g, loss, *(t for t in statistics if t is not None)]
+        of_perturbed = self.grads(self.params())
+        for source, tensors in enumerate((of_plain, of_perturbed)):
+            together = torch.cat([t.flatten() for t in tensors])
+            distributed.broadcast(together, distributed.get_global_rank(self.pair, source), self.pair)
+            if mine != source:
+                for t, part in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
+                    t.copy_(part.view_as(t))
+        return loss, g
+
+    def kept(self) -> list[Tensor]:
+        """A copy of the gradients."""
+        params = self.params_with_grad()
+        g = self.scratch("g", params)
+        torch._foreach_copy_(g, self.grads(params))
+        return g
