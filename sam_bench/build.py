@@ -141,6 +141,7 @@ class Training:
         None  # n, seed -> training images (n, C, H, W), classes
     )
     sync_perturbation: bool = False  # of several ranks
+    pair: Any = None  # process group of two ranks that share the passes of a step
 
     def method(self, where: str, settings: Target, around: torch.optim.Optimizer) -> Descent:
         """A method around a base optimizer or another method.

@@ -28,11 +28,18 @@ class Ranks:
 
     Args:
         device: of this rank's tensors.
+        side_by_side: whether every rank has the whole of each batch, and makes some of a step's passes.
+
+    Attributes:
+        part, parts: the part of each batch that this rank has.
+        pair: the process group of ranks that share the passes, or None.
     """
 
-    def __init__(self, device: "torch.device") -> None:
+    def __init__(self, device: "torch.device", side_by_side: bool = False) -> None:
         self.rank, self.n = RANK, int(os.environ["WORLD_SIZE"]) if LAUNCHED else 1
         self.is_first = self.rank == 0
+        self.part, self.parts = (0, 1) if side_by_side else (self.rank, self.n)
+        self.pair: Any = None
         self.exchange: Any = None
         if LAUNCHED:
             from torch import distributed
@@ -42,10 +49,12 @@ class Ranks:
                     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
                 # on the host, where an exchange does not wait for the device
                 self.host = _host_group()
+                if side_by_side:
+                    self.pair = distributed.group.WORLD
 
     def replica(self, model: "nn.Module") -> "nn.Module":
-        """The model, with gradients that are reduced over the ranks."""
-        if not LAUNCHED:
+        """The model, with gradients that are reduced over the ranks if each has a part of the batch."""
+        if not LAUNCHED or self.pair:
             return model
         from torch.nn.parallel import DistributedDataParallel
 

@@ -27,6 +27,7 @@ from sam_bench.errors import SettingError, reason
 from sam_bench.optim import BatchClosure, Descent
 from sam_bench.optim.descent import local
 from sam_bench.optim.seeding import derived_seed
+from sam_bench.optim.side_by_side import SideBySide
 from sam_bench.ranks import Ranks
 from sam_bench.settings import Settings
 from sam_bench.tracker import Tracker
@@ -42,7 +43,9 @@ class Run:
         ranks = ranks or Ranks(device)
         self.settings, self.device, self.ranks, trainer = settings, device, ranks, settings.trainer
         results.git_commit()  # cached now: the files may have changed by the end of a long training
-        self.dataset = create_dataset(settings.dataset, trainer.batch_size, device, settings.seed, ranks.rank, ranks.n)
+        self.dataset = create_dataset(
+            settings.dataset, trainer.batch_size, device, settings.seed, ranks.part, ranks.parts
+        )
         self.steps_per_epoch = self.dataset.steps_per_epoch
         self.steps = trainer.epochs * self.steps_per_epoch
         torch.manual_seed(derived_seed("weights", settings.seed))
@@ -58,7 +61,7 @@ class Run:
             self.model.to(device)
             if trainer.channels_last:
                 self.model.to(memory_format=torch.channels_last)
-            self.optimizer, self.closure = optimizer_and_closure(settings, ranks.replica(self.model), d)
+            self.optimizer, self.closure = optimizer_and_closure(settings, ranks.replica(self.model), d, ranks.pair)
         self.scheduler = LambdaLR(
             self.optimizer, warmup_then_cosine(trainer.warmup_epochs * self.steps_per_epoch, self.steps)
         )
@@ -177,7 +180,7 @@ class Run:
         buffers = list(self.model.buffers())
         before = [buffer.clone() for buffer in buffers]
         self.model.train()
-        d, size = self.dataset, self.settings.trainer.batch_size // self.ranks.n
+        d, size = self.dataset, self.settings.trainer.batch_size // self.ranks.parts
         images = torch.zeros(size, d.channels, d.image_size, d.image_size, device=self.device)
         for _ in range(2):
             ddp(images).sum().backward()
@@ -235,7 +238,7 @@ class Run:
         self.dataset.fetch()
         # dropout and the like follow from (seed, step), whatever runs beside it
         step = self.epoch * self.steps_per_epoch + self.step_of_epoch
-        seed = derived_seed("dropout", self.settings.seed, step, self.ranks.rank)
+        seed = derived_seed("dropout", self.settings.seed, step, self.ranks.part)
         for generator in self.generators:  # torch.manual_seed takes 0.1 ms or more: it visits every device
             generator.manual_seed(seed)
         if self.captured:
@@ -245,7 +248,8 @@ class Run:
             loss = self.optimizer.step(self.closure)
             correct = self.closure.correct()
         self.losses[self.step_of_epoch] = loss
-        self.correct += correct
+        if self.ranks.is_first or not self.ranks.pair:  # the other one of a pair has no logits at θ
+            self.correct += correct
         self.scheduler.step()
         self.step_of_epoch += 1
 
@@ -333,7 +337,7 @@ class Run:
         # each image is read once per epoch, so unreadable ones before and after a resume are different ones
         of_ranks = self.ranks.of_all(
             (self.correct.item(), self.unreadable_before + self.dataset.unreadable_images, self.peak_memory)
-        )
+        )[: self.ranks.parts]
         corrects, unreadable, peaks = zip(*of_ranks, strict=True)
         is_last = self.epoch + 1 == trainer.epochs
         start = time.perf_counter()
@@ -431,7 +435,7 @@ class Run:
             for step in range(self.steps_per_epoch):
                 self.dataset.fetch()
                 at = epoch * self.steps_per_epoch + step
-                seed = derived_seed("batch norm", self.settings.seed, at, self.ranks.rank)
+                seed = derived_seed("batch norm", self.settings.seed, at, self.ranks.part)
                 for generator in self.generators:  # dropout is active
                     generator.manual_seed(seed)
                 yield self.dataset.batch()[0]
@@ -559,8 +563,13 @@ class Run:
         (folder / "error.txt").unlink(missing_ok=True)
 
 
-def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -> tuple[Descent, BatchClosure]:
-    """The optimizer, with gradient clipping, and the closure, with the weight decay if it is part of the loss."""
+def optimizer_and_closure(
+    settings: Settings, model: nn.Module, dataset: Data, pair: Any = None
+) -> tuple[Descent, BatchClosure]:
+    """The optimizer, with gradient clipping, and the closure, with the weight decay if it is part of the loss.
+
+    Raises a SettingError if a setting is refused, or a `pair` of ranks is to share passes that depend on each other.
+    """
     trainer = settings.trainer
     params = [p for p in model.parameters() if p.requires_grad]
     # BatchNorm's parameters and biases are the ones of one dimension
@@ -578,8 +587,12 @@ def optimizer_and_closure(settings: Settings, model: nn.Module, dataset: Data) -
         trainer.batch_size,
         lambda n, seed: dataset.sample(n, seed),  # a lambda, so that a copy of the optimizer copies no data set
         trainer.sync_perturbation,
+        pair,
     )
     optimizer, decay = create_optimizer(settings.optimizer, groups, training), 0.0
+    if pair and not isinstance(optimizer, SideBySide):
+        name = settings.optimizer.name
+        raise SettingError(f"trainer.side_by_side=true: the passes of {name} depend on each other; choose false")
     if trainer.decay_in_loss:
         decay = optimizer.innermost.defaults.get("weight_decay", 0.0)
         for group in optimizer.param_groups:

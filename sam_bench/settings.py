@@ -116,6 +116,7 @@ class TrainerSettings(Strict):
     checkpoint_minutes: NonNegativeFloat
     sync_perturbation: bool = False
     fsdp: bool = False
+    side_by_side: bool = False
     test_every: PositiveInt = 1  # runs of earlier versions do not say
     test_perturbation: bool = False
 
@@ -274,7 +275,7 @@ class Settings(Strict):
             del identity["tuned"]
         for way in ("seeds", "checkpoint_minutes", "test_every", "test_perturbation"):
             del identity["trainer"][way]
-        del identity["trainer"]["fsdp"]
+        del identity["trainer"]["fsdp"], identity["trainer"]["side_by_side"]
         if not self.trainer.sync_perturbation:  # as in runs of earlier versions
             del identity["trainer"]["sync_perturbation"]
         identity["trainer"]["device"] = self.trainer.device.split(":")[0]  # not which of several GPUs

@@ -31,7 +31,7 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
     """
     settings, trainer = seeds[0], seeds[0].trainer
     device = machine.pick_device(trainer.device)
-    ranks = Ranks(device)
+    ranks = Ranks(device, trainer.side_by_side)
     check_ranks(settings, ranks)
     machine.set_determinism(trainer.deterministic)
     machine.keep_freed_memory()
@@ -114,11 +114,15 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
 def check_ranks(settings: Settings, ranks: Ranks) -> None:
     """Raise a SettingError if these settings need another number of ranks."""
     trainer = settings.trainer
-    if trainer.batch_size % (ranks.n * trainer.accumulate):
+    if trainer.batch_size % (ranks.parts * trainer.accumulate):
         parts = f"{ranks.n} ranks" + (
             f" with trainer.accumulate={trainer.accumulate}" if trainer.accumulate > 1 else ""
         )
         raise SettingError(f"trainer.batch_size={trainer.batch_size}: {parts} cannot share it equally")
+    if trainer.side_by_side and (ranks.n != 2 or trainer.fsdp):
+        raise SettingError(
+            "trainer.side_by_side=true: needs two processes and no trainer.fsdp; start them with torchrun"
+        )
     if trainer.fsdp and ranks.n == 1:
         raise SettingError("trainer.fsdp=true: needs several processes; start them with torchrun")
     if trainer.fsdp and settings.sharpness != "none":
@@ -207,7 +211,7 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
     cost = expected + run.optimizer.expected_forwards_per_step / 3
     optimizer: Any
     optimizer, probe = optimizer_and_closure(settings, copy.deepcopy(run.model), dataset)  # without the other ranks
-    best, compile_seconds, batch_size = math.inf, 0.0, trainer.batch_size // run.ranks.n
+    best, compile_seconds, batch_size = math.inf, 0.0, trainer.batch_size // run.ranks.parts
     if isinstance(optimizer, RST):
         optimizer = optimizer.inner  # time the inner step, whatever RST would draw
     # in the memory format of the data set's own, which a compilation depends on

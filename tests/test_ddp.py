@@ -106,6 +106,22 @@ def test_one_rank_trains_to_the_bits_of_the_plain_command(tmp_path):
     assert_same(state_of(tmp_path / "torchrun"), state_of(tmp_path / "plain"))
 
 
+@pytest.mark.parametrize("optimizer", ["asyncsam", "sampa"])
+def test_two_processes_that_share_the_passes_of_a_step_train_to_the_bits_of_one(optimizer, tmp_path):
+    arguments = [*TINY, f"optimizer={optimizer}", "dataset.cutout=3"]
+    run(2, *arguments, "trainer.side_by_side=true", f"runs={tmp_path / 'two'}")
+    run(1, *arguments, f"runs={tmp_path / 'one'}")
+    two, one = (state_of(tmp_path / name) for name in ("two", "one"))
+    for part in ("model", "optimizer"):
+        assert_same(two[part], one[part])
+    columns = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "propagations", "sharpness_aware_steps")
+    assert [[row[key] for key in columns] for row in two["rows"]] == [
+        [row[key] for key in columns] for row in one["rows"]
+    ]
+    (result,) = tmp_path.glob("two/*/*/result.json")
+    assert json.loads(result.read_text())["ranks"] == 2
+
+
 def test_one_of_four_ranks_is_killed_or_all_are_stopped(tmp_path):
     """The others end with one line, and the same command continues to the bits of an undisturbed run."""
     arguments = [*TINY, "trainer.epochs=10", "optimizer=grst", "schedule=constant", "trainer.checkpoint_minutes=0"]
@@ -148,6 +164,10 @@ def test_one_of_four_ranks_is_killed_or_all_are_stopped(tmp_path):
             ["optimizer=ksam", "trainer.sync_perturbation=true"],
             "trainer.sync_perturbation=true: should be false, since each rank selects samples from its own part of the "
             "batch",
+        ),
+        (
+            ["trainer.side_by_side=true", "optimizer=sam"],
+            "trainer.side_by_side=true: the passes of sam depend on each other",
         ),
         (
             ["-m", "hydra/launcher=joblib", "seed=0,1"],

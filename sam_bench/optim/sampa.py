@@ -44,6 +44,9 @@ class SAMPa(SideBySide):
     def __init__(self, base: Optimizer, rho: float = 0.1, *, lam: float = 0.2, **further: Any) -> None:
         super().__init__(base, rho, **further)
         require_number("lam", lam, low=0, high=1)
+        if self.ranks > 1:
+            allowed = "the model itself; two processes can share the passes instead: pair, trainer.side_by_side=true"
+            raise ArgumentError("model", "DistributedDataParallel", allowed)
         if self.ascent_share != 1:
             raise ArgumentError("ascent_share", self.ascent_share, "1, since both passes are over whole batches")
         self.lam = lam

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from sam_bench.optim import AUSAM, ESAM, KSAM, RST, SAM, ArgumentError, BatchClosure
+from sam_bench.optim import AUSAM, ESAM, KSAM, RST, SAM, ArgumentError, BatchClosure, SAMPa
 from sam_bench.testing.problem import problem, same, weights
 from tests.optim.ddp import (
     counted_reductions,
@@ -23,7 +23,7 @@ from tests.optim.ddp import (
 from tests.optim.methods import NAMES, build
 
 UNDER = [f"{outer} over {name}" for outer in ("rst", "grst") for name in ("sam", "asam")] + ["rst over looksam"]
-METHODS = [*(name for name in NAMES if name not in ("rst", "grst")), *UNDER]
+METHODS = [*(name for name in NAMES if name not in ("rst", "grst", "sampa")), *UNDER]
 
 
 def perturbing(name):
@@ -112,7 +112,7 @@ def test_sam_reduces_its_gradient_once_per_step_and_twice_with_a_common_perturba
 def refusals(rank, ranks):
     model, found = DistributedDataParallel(problem(here()).model), {}
     base = torch.optim.SGD(model.parameters(), lr=0.1)
-    for method, further in ((ESAM, {}), (KSAM, {}), (AUSAM, {"train_size": 8})):
+    for method, further in ((ESAM, {}), (KSAM, {}), (AUSAM, {"train_size": 8}), (SAMPa, {})):
         try:
             method(base, model=model, sync_perturbation=True, **further)
         except ArgumentError as error:
@@ -120,9 +120,10 @@ def refusals(rank, ranks):
     return found
 
 
-def test_methods_that_select_samples_refuse_a_common_perturbation(tmp_path):
+def test_what_cannot_be_reduced_is_refused(tmp_path):
     for found in on_ranks(2, tmp_path / "ranks", refusals):
-        assert set(found) == {"ESAM", "KSAM", "AUSAM"}
+        assert set(found) == {"ESAM", "KSAM", "AUSAM", "SAMPa"}
+        assert "two processes can share the passes instead" in found["SAMPa"]
         assert "false, since each rank selects samples from its own part of the batch" in found["KSAM"]
 
 
@@ -160,7 +161,7 @@ def test_the_table_of_the_page_says_what_each_method_reduces():
         sam = perturbing(name)
         if sam is None:
             assert text.startswith("none"), name
-        elif sam.selects:
+        elif sam.selects or name == "sampa":
             assert "is refused" in text, name
         else:
             assert n == 1 + sam.reduces_first_pass, name
