@@ -155,9 +155,8 @@ def table(all_states: list[State]) -> str:
         if each.note
     ]
     counts = Counter(each.state for each in all_states)
-    lines.append(
-        f"{len(all_states)} runs: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}"
-    )
+    runs = "1 run" if len(all_states) == 1 else f"{len(all_states)} runs"
+    lines.append(f"{runs}: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}")
     return "\n".join([*lines, remaining(all_states)])
 
 
