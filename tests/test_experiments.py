@@ -15,6 +15,7 @@ from sam_bench.data import digits
 from sam_bench.errors import SettingError
 from sam_bench.run import Run
 from sam_bench.sweep import PROTOCOLS, runs_of
+from sam_bench.tuning import method_name
 from tests.command import TINY
 from tests.test_errors import one_line
 
@@ -131,8 +132,10 @@ def test_every_run_of_every_experiment_composes(experiment, protocol, images):
     assert {each.sharpness for each in found} == {"cheap" if measured else "none"}
     assert {"sgd", "sam"} <= {each.optimizer.name for each in found}
     if (experiment, protocol) == ("tuning", "cpu"):  # six different trials of each method
-        assert set(Counter(each.optimizer.name for each in found).values()) == {6}
-        assert len({each.optimizer.name for each in found}) == 22
+        inner = [each.optimizer.inner.name if each.optimizer.inner else None for each in found]
+        trials = Counter(method_name(each.optimizer.name, name) for each, name in zip(found, inner, strict=True))
+        assert set(trials.values()) == {6}
+        assert len(trials) == 30
         assert {each.dataset.arguments["validation"] for each in found} == {0.5}
 
 
