@@ -16,6 +16,8 @@ Rules, for the difference d of the mean accuracies of `rows` and `than`, in perc
 - decreases: holds if the 95 % interval of Spearman's rank correlation of `sharpness` and accuracy lies below 0,
   fails if it lies above 0. The points are the means of all matching rows.
 
+If `rows` are the best of several candidates, give their number, `candidates`, and confirm them on fresh seeds.
+
 Everything else is undecided. A claim whose rows have fewer than `seeds` seeds is not decided yet. The intervals of d
 are t intervals with the standard deviation pooled over the rows of the claim, so that a method that is unstable does
 not blur the claims about others.
@@ -57,6 +59,7 @@ class Claim(BaseModel):
     margin: FiniteFloat = Field(default=0.0, ge=0)
     sharpness: str | None = None
     seeds: int = Field(ge=2)
+    candidates: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -112,7 +115,8 @@ class Decision:
             "undecided": "Undecided",
             "incomplete": f"Not decided yet, {claim.seeds} seeds are planned",
         }[self.verdict]
-        return f"{begin}: {found}{margin}, {self.n}{p}."
+        best = f" The best of {claim.candidates} candidates." if claim.candidates else ""
+        return f"{begin}: {found}{margin}, {self.n}{p}.{best}"
 
 
 def read(folder: Path) -> list[Claim]:

@@ -103,6 +103,12 @@ def test_a_claim_without_its_seeds_is_not_decided(tmp_path):
     assert decision.sentence.startswith("Not decided yet, 5 seeds are planned: difference in percentage points +3.00 [")
 
 
+def test_the_number_of_candidates_is_stated(tmp_path):
+    write_runs(tmp_path, [("a", A), ("b", FAR)])
+    plain, best = decided(tmp_path, [rule("better"), rule("better", candidates=12)])
+    assert best.sentence == f"{plain.sentence} The best of 12 candidates."
+
+
 def test_one_seed_each_decides_nothing(tmp_path):
     write_runs(tmp_path, [("a", A[:1]), ("b", FAR[:1])])
     (decision,) = decided(tmp_path, [rule("equivalent", margin=9.0)])
