@@ -8,7 +8,7 @@ from sam_bench.errors import SettingError
 from tests.command import settings
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["sam_bench.train"])
+CONTEXT.set_forkserver_preload(["sam_bench.train", "torch._dynamo", "tests.optim.ddp"])
 
 
 def train(arguments: list[str]) -> None:

@@ -26,7 +26,8 @@ from sam_bench.schedules import Linear
 from sam_bench.testing.problem import TOTAL, problem, same, weights
 from sam_bench.train import train
 from tests.command import TINY, settings
-from tests.optim.methods import NAMES, UNDER_RST, adamw, build, sgd
+from tests.optim.methods import NAMES, adamw, build, sgd
+from tests.optim.schedulable import UNDER_RST
 
 
 class Tape(TorchDispatchMode):

@@ -8,7 +8,7 @@ from torch import nn
 
 from sam_bench import catalogue
 from sam_bench.build import Training
-from sam_bench.configuration import CONF, optimizer_files, wraps_a_method
+from sam_bench.configuration import CONF, optimizer_files
 from sam_bench.optim import GRST, RST, Constant
 from sam_bench.testing.problem import TOTAL, Sample, of_training
 
@@ -69,14 +69,3 @@ def rst(inner: Any, p: float = 0.5) -> RST:
 
 def grst(inner: Any, p: float = 0.5, gamma: float | None = 2.0, **kwargs) -> GRST:
     return GRST(inner, Constant(p), TOTAL, seed=3, gamma=gamma, **kwargs)
-
-
-def is_schedulable(name: str) -> bool:
-    """Whether `optimizer/inner=NAME` is a choice that RST accepts."""
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    return not wraps_a_method(FILES[name]) and "base" not in FILES[name] and not build(name, model).unschedulable
-
-
-# the coin over every method that it can have, so that steps of both variants come in turn
-SCHEDULABLE = [name for name in NAMES if is_schedulable(name)]
-UNDER_RST = [f"rst over {name}" for name in SCHEDULABLE]

@@ -10,7 +10,8 @@ from sam_bench.optim import RST, SAM, Constant
 from sam_bench.testing import CHECKS
 from sam_bench.testing.dispatch import operations_around
 from sam_bench.testing.problem import BATCH, BATCHES, TOTAL, problem
-from tests.optim.methods import BASE, FILES, NAMES, SCHEDULABLE, UNDER_RST, build, sgd
+from tests.optim.methods import BASE, FILES, NAMES, build, sgd
+from tests.optim.schedulable import SCHEDULABLE, UNDER_RST
 
 TWO_PASSES = (
     "sam",

@@ -6,7 +6,8 @@ from torch import nn
 
 from sam_bench.optim import S2SAM, SAM, Constant, Descent
 from sam_bench.testing.problem import BATCHES, TOTAL, problem, same, weights
-from tests.optim.methods import NAMES, SCHEDULABLE, adamw, build, grst, rst, sgd
+from tests.optim.methods import NAMES, adamw, build, grst, rst, sgd
+from tests.optim.schedulable import SCHEDULABLE
 
 BASES = pytest.mark.parametrize("base", [sgd, adamw], ids=["sgd", "adamw"])
 

@@ -32,6 +32,7 @@ SPENDS = {
     "ssam_d": (2, 0),
     "vsam": ((1.3 + 3 / STEPS, 1.3 + 0.7 * 0.8), 0),  # three epochs of SAM, then windows of one step at least
     "rst": ((1.35, 1.65), 0),
+    "rst_s2sam": ((1.35, 1.65), 0),
     "grst": ((1.35, 1.65), 0),
     "late_sam": (1 + 21 / STEPS, 0),  # the last tenth, but for the step at its very border
 }
