@@ -115,8 +115,6 @@ def settings_of(experiment, protocol, images, *further):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_run_of_every_experiment_composes(experiment, protocol, images):
     half = ["dataset=cifar10"] if protocol == "paper" and experiment != "imagenet" else []  # the other is CIFAR-100
-    if experiment == "tuning" and protocol != "cpu":  # the rows of which differ in their scale alone
-        half.append("optimizer=sgd,sam,rst,saf")
     if (experiment, protocol) == ("claims", "cpu"):
         tuned = sorted(path.stem.partition("-")[0] for path in (CONF.parent / "experiments" / "tuning").glob("*.yaml"))
         if not tuned:

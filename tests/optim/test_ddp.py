@@ -49,7 +49,7 @@ def all_methods(rank, ranks):
     found = {}
     for name in METHODS:
         at = problem(here())
-        optimizer = train_replica(name, at, rank, ranks, 50 if ranks == 2 else STEPS)
+        optimizer = train_replica(name, at, rank, ranks, 50)
         state = [t for t in tree_leaves(optimizer.state_dict()) if isinstance(t, Tensor)]
         found[name, "replica"] = [p.detach() for p in at.model.parameters()] + state
         for sync in (False, True) if name in LOCAL else (False,):
