@@ -50,7 +50,5 @@ class AsyncSAM(SideBySide):
 
     def perturbed_pass(self, closure: Closure) -> None:
         """Leave ∇L(θ + ε), with ε from the previous gradient, in `.grad`."""
-        previous = self._memory["previous"]
-        for p, copy in zip(previous, torch._foreach_mul(list(previous.values()), 1), strict=True):
-            p.grad = copy  # in whose memory ε is computed
+        self.take_as_gradient(self._memory["previous"])
         self.second_pass(closure)

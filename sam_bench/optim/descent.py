@@ -7,7 +7,7 @@ base optimizer.
 
 import inspect
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn, Self
 from weakref import ref
@@ -491,12 +491,21 @@ class Descent(Optimizer):
 
 def average(tensors: list[Tensor], group: "torch.distributed.ProcessGroup | None" = None) -> None:
     """Replace each tensor by its mean over the ranks of a process group, in one reduction."""
-    if tensors:
-        together = torch.cat([t.flatten() for t in tensors])
+
+    def mean(together: Tensor) -> None:
         torch.distributed.all_reduce(together, group=group)
         together /= torch.distributed.get_world_size(group)
-        for t, mean in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
-            t.copy_(mean.view_as(t))
+
+    if tensors:
+        as_one(tensors, mean)
+
+
+def as_one(tensors: list[Tensor], collective: Callable[[Tensor], object]) -> None:
+    """Call a collective that works in place once, on all tensors as one flat tensor."""
+    together = torch.cat([t.flatten() for t in tensors])
+    collective(together)
+    for t, part in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(part.view_as(t))
 
 
 def local(tensors: list[Tensor]) -> list[Tensor]:

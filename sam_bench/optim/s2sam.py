@@ -86,9 +86,7 @@ class S2SAM(RST):
             loss = super().gradient(closure)
         else:
             present = [(p, p.grad) for p in self.params()]
-            copies = dict(zip(d, torch._foreach_mul(list(d.values()), 1), strict=True))
-            for p in self.params():
-                p.grad = copies.pop(p, None)  # in its memory the inner method computes ε
+            self.inner.take_as_gradient(d)
             with self.inner.at_perturbed_weights(frozen=False):
                 for p, grad in present:  # for the closure to zero, or to add to by mistake, as in SGD
                     p.grad = grad

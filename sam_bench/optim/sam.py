@@ -205,6 +205,12 @@ class SAM(Descent):
                 p.grad = None  # it holds ε now, which a closure without zero_grad would add to gₛ
             yield
 
+    def take_as_gradient(self, kept: dict[Tensor, Tensor]) -> None:
+        """Put copies of kept gradients into `.grad`, in whose memory `epsilon` computes; None where none is kept."""
+        copies = dict(zip(kept, torch._foreach_mul(list(kept.values()), 1), strict=True))
+        for p in self.params():
+            p.grad = copies.pop(p, None)
+
     def is_perturbed(self, group: dict[str, Any]) -> bool:
         """Whether the parameters of a group are perturbed."""
         return self.radius(group) != 0

@@ -99,9 +99,8 @@ class SAMPa(SideBySide):
         now, first_pass = (closure.images, closure.labels, closure.examples), closure.first_pass
         closure.batch(self.images, self.labels)
         d = self._memory.get("previous", {})
-        for p, copy in zip(d, torch._foreach_mul(list(d.values()), 1) if d else (), strict=True):
-            p.grad = copy  # in whose memory ε is computed
         if d:
+            self.take_as_gradient(d)
             self.second_pass(closure)
         else:
             for p in self.params():

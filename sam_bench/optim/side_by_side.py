@@ -6,6 +6,7 @@ same batches.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Unpack
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from sam_bench.optim.checks import ArgumentError
+from sam_bench.optim.descent import as_one
 from sam_bench.optim.sam import SAM, Shared
 
 
@@ -82,11 +84,8 @@ class SideBySide(SAM):
         of_plain = [*g, loss, *(t for t in statistics if t is not None)]
         of_perturbed = self.grads(self.params())
         for source, tensors in enumerate((of_plain, of_perturbed)):
-            together = torch.cat([t.flatten() for t in tensors])
-            distributed.broadcast(together, distributed.get_global_rank(self.pair, source), self.pair)
-            if mine != source:
-                for t, part in zip(tensors, together.split([t.numel() for t in tensors]), strict=True):
-                    t.copy_(part.view_as(t))
+            rank = distributed.get_global_rank(self.pair, source)
+            as_one(tensors, partial(distributed.broadcast, src=rank, group=self.pair))
         return loss, g
 
     def kept(self) -> list[Tensor]:
