@@ -15,10 +15,10 @@ from tests.optim.methods import build
 RHO = 0.2
 
 
-def trained(name, steps=6, **settings):
+def trained(name, steps=6):
     """A method after some steps, and the closure of the next batch."""
     p = problem(dtype=torch.float64)
-    optimizer = build(name, p.model, **settings)
+    optimizer = build(name, p.model)
     p.run(optimizer, steps)
     closure = BatchClosure(p.model, optimizer)
     closure.batch(p.images[steps % len(p.images)], p.labels[steps % len(p.images)])

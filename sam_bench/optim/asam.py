@@ -29,8 +29,8 @@ class ASAM(SAM):
     Args:
         base, shared: see `SAM`.
         rho: ρ ≥ 0. Its size differs from SAM's: it is relative to the weights.
-        eta: η ≥ 0, so that a weight of 0 is perturbed too; None for T = 1, which is SAM.
-        model: required with a T; its parameter names tell which parameters are weights.
+        eta: η ≥ 0, so that a weight of 0 is perturbed too; None for T = 1 everywhere, which is SAM.
+        model: required unless `eta` is None; its parameter names tell which parameters are weights.
     """
 
     paper = "Kwon et al., arXiv 2102.11600"

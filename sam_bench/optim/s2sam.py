@@ -43,7 +43,7 @@ class S2SAM(RST):
 
     inner: SAM
     paper = "Ji et al., NeurIPS 2024"
-    cost = "1, and with a schedule, mean of p × (inner's - 1)"
+    cost = "1 + mean of p × (inner's - 1); p is 0 without a schedule"
     unschedulable = "it has only one pass"
     takes_shards = False
     state_copies = 1

@@ -2,7 +2,7 @@
 
 Xie, Pethick, Cevher: SAMPa: Sharpness-aware Minimization Parallelized, NeurIPS 2024, arXiv 2410.10683.
 
-    θ̃ = θ + ρ d/‖d‖₂                    d = ∇L_{B⁻}(y⁻): batch B⁻, and y⁻, of the previous step; 0 in the first
+    θ̃ = θ + ρ d/‖d‖₂                    d = ∇L_{B⁻}(y⁻), of the previous step and its batch B⁻; 0 in the first step
     y = θ - the base's step with gradient d
     d ← ∇L_B(y)
     θ ← base step from θ with gradient (1 - λ)∇L_{B⁻}(θ̃) + λd
@@ -10,7 +10,7 @@ Xie, Pethick, Cevher: SAMPa: Sharpness-aware Minimization Parallelized, NeurIPS 
 The two gradients of a step do not depend on each other: see `side_by_side`. The step to y is that of SGD with its
 momentum and weight decay, as in the authors' code; for other bases it is ηd. In the first step both batches are B.
 BatchNorm statistics, loss and logits are those of the pass at y.
-Deviations: the authors' code has a version for two devices alone, and returns no loss at y.
+Deviation: the authors' code needs two devices. Here one device can make both passes.
 """
 
 from typing import Any

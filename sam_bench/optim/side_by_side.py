@@ -1,8 +1,7 @@
 """What AsyncSAM and SAMPa share: two passes per step that do not depend on each other.
 
-One process makes them one after the other, at the cost of SAM. With a `pair` of ranks, each makes one of them, and they
-exchange the gradients: a step then lasts about as long as one of SGD's. Both ranks hold the whole model and get the
-same batches.
+One process makes them one after the other, at the cost of SAM. In a `pair` of ranks, each rank makes one pass, and the
+ranks exchange the gradients. Both ranks hold the whole model and get the same batches.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ Rules, for the difference d of the mean accuracies of `rows` and `than`, in perc
 - decreases: holds if the 95 % interval of Spearman's rank correlation of `sharpness` and accuracy lies below 0,
   fails if it lies above 0. The points are the means of all matching rows.
 
-If `rows` are the best of several candidates, give their number, `candidates`, and confirm them on fresh seeds.
+If `rows` is the best of several candidates, `candidates` is their number. Confirm the best on fresh seeds.
 
 Everything else is undecided. A claim whose rows have fewer than `seeds` seeds is not decided yet. The intervals of d
 are t intervals with the standard deviation pooled over the rows of the claim, so that a method that is unstable does

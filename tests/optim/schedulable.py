@@ -1,4 +1,4 @@
-"""The methods that RST can wrap. Apart from `methods`, since it builds each of them when it is imported."""
+"""The methods that RST can wrap. Importing this module builds each of them."""
 
 from torch import nn
 
