@@ -62,7 +62,7 @@ def test_all_four_together_resumed_and_reported(project):
     assert "finished before" in sam_bench(project, *everything)
     report = python(project, "-m", "sam_bench.report", "--table", "runs")
     assert "**mine, 160 training images, mine, " in report
-    assert "| rst cosine(k=2) inner.name=mine |" in report
+    assert "| rst cosine(k=2) inner=mine |" in report
 
 
 def test_alone_and_in_a_sweep(project):

@@ -70,6 +70,7 @@ class Canvas:
     """A figure being drawn: axes, and the cells that its parts belong to."""
 
     def __init__(self, height: float, columns: int = 1) -> None:
+        self.height = height  # inches
         self.drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
         self.axes: list[Axes] = list(np.atleast_1d(self.drawing.subplots(1, columns)))
         self.cells: dict[str, tuple[int, str]] = {}
@@ -88,14 +89,14 @@ class Canvas:
         inline = self._saved("svg", name)
         prefix = "f" + hashlib.sha256(f"{table.panel.title} {name}".encode()).hexdigest()[:8]
         self.drawing.supxlabel(_wrapped(text), fontsize=6.5, x=0.01, ha="left")  # the settings, in the files
-        plain = self._saved("svg", name).replace(INK, "#222222")
+        plain = self._saved("svg", name, "white").replace(INK, "#222222")  # also readable on a dark page
         files = {"svg": plain.encode, "pdf": self._saved_pdf}
         return Figure(family, name, text, options, self._for_page(inline, title, prefix), files)
 
-    def _saved(self, kind: str, name: str) -> str:
+    def _saved(self, kind: str, name: str, background: str = "none") -> str:
         with matplotlib.rc_context({"svg.hashsalt": name}):
             buffer = io.BytesIO()
-            self.drawing.savefig(buffer, format=kind, metadata={"Date": None})
+            self.drawing.savefig(buffer, format=kind, facecolor=background, metadata={"Date": None})
         return buffer.getvalue().decode()
 
     def _saved_pdf(self) -> bytes:

@@ -4,8 +4,8 @@ import csv
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from sam_bench.errors import SettingError
 from sam_bench.settings import leaves, shown
 
 BASE = "optimizer.base.name"
+INNER = "optimizer.inner.name"
+STEADY = 1.5  # the ratio of speeds up to which times are shown
 
 # settings that the title of a panel or a column states, by the end of their names
 NAMED = (
@@ -26,10 +28,17 @@ NAMED = (
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one setting on one device, ordered by seed, and their folders."""
+    """The runs of one setting on one device.
+
+    Attributes:
+        runs: ordered by seed.
+        folders: of the runs.
+        length: number of epochs, relative to the other rows of its table.
+    """
 
     runs: list[dict[str, Any]]
     folders: list[Path]
+    length: float = 1.0
 
     @property
     def first(self) -> dict[str, Any]:
@@ -53,8 +62,8 @@ class Cell:
 
     @property
     def cost(self) -> float:
-        """The mean counted cost per step."""
-        return self.mean(results.counted_cost)
+        """The mean counted cost per step of the other rows, so twice the epochs of SGD cost 2."""
+        return self.length * self.mean(results.counted_cost)
 
     def by_seed(self, key: str, scale: float = 1.0) -> dict[int, float]:
         """A number of each run; runs without it are left out."""
@@ -104,6 +113,21 @@ class Panel:
         """The kind of the measures of sharpness that are shown: what most runs have, or nothing."""
         kinds = Counter(run["sharpness"]["kind"] for run in self.runs if run.get("sharpness"))
         return max(sorted(kinds), key=kinds.__getitem__, default="")
+
+    @property
+    def slowdown(self) -> float:
+        """Speed of the fastest run over that of the slowest, of the same method and cost; 1 if there are no two."""
+        speeds: dict[str, list[float]] = defaultdict(list)
+        for cell in self.cells:
+            others = {key: value for key, value in cell.settings.items() if not key.startswith("optimizer.")}
+            alike = cell.optimizer, cell.first["device"], round(cell.cost, 1), others
+            speeds[str(alike)] += cell.by_seed("images_per_second").values()
+        return max((max(each) / min(each) for each in speeds.values() if each), default=1.0)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether seconds can be compared: the machine did nothing else that slowed some of the runs."""
+        return self.slowdown <= STEADY
 
     @property
     def without_reference(self) -> list[str]:
@@ -168,8 +192,8 @@ def panels(cells: Sequence[Cell]) -> list[Panel]:
     for cell in cells:
         groups[ComparedIn.of(cell)].append(cell)
     found = []
-    for key in sorted(groups, key=str):
-        group = sorted(groups[key], key=lambda cell: (round(cell.cost, 1), cell.optimizer, cell.first["config_hash"]))
+    for key, group in sorted(_with_longer_trainings(groups).items(), key=str):
+        group = sorted(group, key=lambda cell: (round(cell.cost, 1), cell.optimizer, cell.first["config_hash"]))
         labels = [label(cell, group) for cell in group]
         of_device = Counter(labels)
         labels = [
@@ -178,7 +202,7 @@ def panels(cells: Sequence[Cell]) -> list[Panel]:
         ]
         bases = Counter(cell.settings.get(BASE) for cell in group)
         common = bases.most_common(1)[0][0]
-        base = [i for i, cell in enumerate(group) if cell.is_base and cell.optimizer == common]
+        base = [i for i, cell in enumerate(group) if cell.is_base and cell.optimizer == common and cell.length == 1]
         sam = [i for i, cell in enumerate(group) if cell.optimizer == "sam" and cell.settings.get(BASE) == common]
         sam = [i for i in sam if group[i].settings.get("optimizer.ascent_share", 1) == 1]
         found.append(
@@ -235,50 +259,77 @@ class ComparedIn(NamedTuple):
         return ", ".join(filter(None, parts))
 
 
+def _with_longer_trainings(groups: Mapping[ComparedIn, list[Cell]]) -> dict[ComparedIn, list[Cell]]:
+    """Move base optimizers alone to the table that differs from theirs in its number of epochs only, if there is one.
+
+    So SGD can be compared with a method at equal cost: twice the epochs for what SAM costs.
+    """
+    joined = {key: list(cells) for key, cells in groups.items()}
+    tables = [key for key, cells in groups.items() if not all(cell.is_base for cell in cells)]
+    for key in groups.keys() - tables:
+        alike = [table for table in tables if table._replace(epochs=key.epochs) == key]
+        if len(alike) == 1:
+            length = key.epochs / alike[0].epochs
+            joined[alike[0]] += [replace(cell, length=length) for cell in joined.pop(key)]
+    return joined
+
+
 def label(cell: Cell, group: Sequence[Cell]) -> str:
     """The method, its schedule and the settings that tell it from the other cells of its panel."""
     same = [other.settings for other in group if other.optimizer == cell.optimizer]
     varied = varied_settings(cell.settings, same, [other.settings for other in group])
-    schedule = cell.first["schedule"]
+    schedule = "" if cell.optimizer == "late_sam" else cell.first["schedule"]  # whose schedule is a part of it
     of_schedule = [key for key in cell.settings if ".schedule." in f".{key}" and not key.endswith(NAMED)]
-    if schedule and cell.optimizer in ("rst", "grst"):  # short and always stated: schedule.p as p
+    if schedule:  # short and always stated: schedule.p as p
         varied = [key for key in varied if key not in of_schedule]
         values = ", ".join(f"{key.rpartition('.')[2]}={shown(cell.settings[key])}" for key in of_schedule)
         schedule = f"{schedule}({values})"
     stated = [key for key in varied if cell.settings[key] is not None]  # another row has a value
-    settings = [f"{key.removeprefix('optimizer.')}={shown(cell.settings[key])}" for key in stated]
+    settings = [f"{short_name(key)}={shown(cell.settings[key])}" for key in stated]
+    if cell.length != 1:
+        settings.append(f"trainer.epochs={cell.first['epochs']}")
     return " ".join(filter(None, [cell.optimizer, schedule, *settings]))
+
+
+def short_name(key: str) -> str:
+    """A setting in a label: `inner` for `optimizer.inner.name`."""
+    return key.removeprefix("optimizer.").removesuffix(".name")
 
 
 def varied_settings(
     mine: dict[str, Any], same_optimizer: Sequence[dict[str, Any]], neighbors: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """The settings that tell a row from others of its optimizer, or that most rows beside it have otherwise.
+    """The settings in which a row differs from more than half of the rows of its optimizer, or of all rows.
 
-    The latter are those of the data set, the trainer and the base optimizer, and an inner method other than SAM.
+    The latter are those of the data set, the trainer and the base optimizer. An inner method other than SAM is always
+    among them. A value that more than half of the rows have is not stated, which leaves labels different.
     """
     bases = [other for other in neighbors if other.get(BASE) == mine.get(BASE)]
 
     def most_have_another(key: str) -> bool:
         if not key.startswith(("dataset.", "trainer.", "optimizer.base.")):
-            return key == "optimizer.inner.name" and mine[key] != "sam"
+            return key == INNER and mine[key] != "sam"
         others = bases if key.startswith("optimizer.base.") and key != BASE else neighbors
         values = [other[key] for other in others if key in other]
         return mine[key] != max(values, key=values.count)
 
-    def another_has_another(key: str) -> bool:
-        inner = "optimizer.inner.name"
+    def half_of_its_own_have_another(key: str) -> bool:
+        if key == INNER:
+            return False
         others = same_optimizer
-        if key.startswith("optimizer.inner.") and key != inner:  # those of another inner method say nothing
-            others = [other for other in others if other.get(inner) == mine.get(inner)]
-        return any(other.get(key) != mine[key] for other in others)
+        if key.startswith("optimizer.inner."):  # those of another inner method say nothing
+            others = [other for other in others if other.get(INNER) == mine.get(INNER)]
+        values = [other.get(key) for other in others]
+        if None in values:  # which is never stated
+            return mine[key] is not None
+        return 2 * values.count(mine[key]) <= len(values)
 
     return [
         key
         for key in mine
         if not key.endswith(NAMED)
         and (key != BASE or mine[key] != mine["optimizer.name"])
-        and (another_has_another(key) or most_have_another(key))
+        and (half_of_its_own_have_another(key) or most_have_another(key))
     ]
 
 

@@ -47,7 +47,8 @@ Selections = Annotated[list[Selection], BeforeValidator(lambda given: [given] if
 class Claim(BaseModel):
     """An entry of claims.yaml. A selection has names as on the command line and is to match one row of a table.
 
-    If `rows` or `than` are lists, the means over their rows are compared.
+    A row with another number of epochs than its table is only matched by `trainer.epochs`. If `rows` or `than` are
+    lists, the means over their rows are compared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -219,6 +220,8 @@ def _one_row(claim: Claim, selection: Selection, table: Table) -> int | None:
 
 
 def _matches(selection: Selection, cell: Cell) -> bool:
+    if cell.length != 1 and "trainer.epochs" not in selection:
+        return False
     return all(cell.settings.get(_full(name)) == value for name, value in selection.items())
 
 

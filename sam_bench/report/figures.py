@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -120,8 +120,8 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
     """Accuracy and losses against the counted cost and against the time, with the frontier."""
     base = table.panel.base
     seconds = table.rows[base].cell.mean(lambda run: run["seconds"]) if base is not None else None
-    axes_x = {"counted cost per step (SGD = 1)": lambda cell: cell.cost}
-    if seconds and len({cell.first["device"] for cell in table.panel.cells}) == 1:
+    axes_x = {"counted cost (SGD = 1)": lambda cell: cell.cost}
+    if seconds and table.panel.is_timed and len({cell.first["device"] for cell in table.panel.cells}) == 1:
         axes_x["training time over the base optimizer's"] = lambda cell: cell.mean(lambda r: r["seconds"]) / seconds
     axes_y = {
         table.panel.accuracy_name: (table.panel.metric, 100),
@@ -130,7 +130,7 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
     }
     for x_name, x_of in axes_x.items():
         for y_name, (key, scale) in axes_y.items():
-            canvas = Canvas(4.2)
+            canvas = Canvas(4.8)
             (axes,) = canvas.axes
             points = []
             for i, row in enumerate(table.rows):
@@ -153,10 +153,8 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
                 references(axes, table)
             axes.set(xlabel=x_name, ylabel=y_name)
             axes.margins(x=0.05)
-            named = {*best, *(i for i in (table.panel.base, table.panel.sam) if i is not None)}
-            if has_room(table):
-                named = set(range(len(table.rows)))
-            label_points(canvas, table, {i: (points[i][0], abs(points[i][1])) for i in named})
+            shown = {i: (x, abs(y)) for i, (x, y) in enumerate(points)}
+            label_points(canvas, table, shown, first=[*best, table.panel.base, table.panel.sam])
             options = {"x": x_name, "y": y_name}
             yield canvas.finished(
                 "cost",
@@ -169,17 +167,19 @@ def accuracy_against_cost(table: Table) -> Iterator[Figure]:
             )
 
 
-def has_room(table: Table) -> bool:
-    """Whether every row of a table can be named in a plot."""
-    return sum(len(row.label) for row in table.rows) <= 400
-
-
 def label_points(
-    canvas: Canvas, table: Table, points: dict[int, tuple[float, float]], names: dict[int, str] | None = None
+    canvas: Canvas,
+    table: Table,
+    points: dict[int, tuple[float, float]],
+    names: dict[int, str] | None = None,
+    first: Iterable[int | None] = (),
 ) -> None:
-    """Write the name of each row to the right of its point, moved up or down where names would overlap."""
+    """Write the name of each row beside its point, moved up or down where it would lie on a name or a point.
+
+    Names without a place near their point are left out, except those of the rows in `first`.
+    """
     (axes,) = canvas.axes
-    names = names or {i: table.rows[i].label for i in points}
+    names = {i: short(text, 40) for i, text in (names or {i: table.rows[i].label for i in points}).items()}
     low, high = axes.get_xlim()
     is_log = axes.get_xscale() == "log"
     # room for the names of the last column
@@ -187,20 +187,33 @@ def label_points(
     axes.set_ylim(axes.get_ylim())
     to_fractions = axes.transData + axes.transAxes.inverted()
     places = {i: to_fractions.transform(point).tolist() for i, point in points.items()}
-    across, height = 0.13, 1 / 33  # of a name, as fractions of the axes
-    placed: list[tuple[float, float]] = []
-    for i, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
-        at = y
-        for shift in (k * sign for k in range(40) for sign in (1, -1)):
+    gap, height, per_letter = 0.012, 0.12 / canvas.height, 0.0088  # of the axes
+    taken = [(x - gap / 2, x + gap / 2, y) for x, y in places.values()]
+    asked = set(first)
+    for i, (x, y) in sorted(places.items(), key=lambda item: (item[0] not in asked, -item[1][1])):
+        width = gap + per_letter * len(names[i])
+        fits_right = x + width <= 1.02
+        left, right = (x + gap / 2, x + width) if fits_right else (x - width, x - gap / 2)
+        for shift in (k * sign for k in range(40 if i in asked else 6) for sign in (1, -1)):
             at = y + shift * height / 2
-            if 0 < at < 1 and all(abs(at - v) >= height or abs(x - u) >= across for u, v in placed):
+            is_free = all(abs(at - v) >= height or right <= u or left >= w for u, w, v in taken)
+            if is_free and 0 < at < 1:
                 break
-        placed.append((x, at))
-        tone = color(table, table.rows[i])
+        else:
+            continue
+        taken.append((left, right, at))
+        tone, beside = color(table, table.rows[i]), x + gap if fits_right else x - gap
         if abs(at - y) > height / 4:
-            axes.plot([x, x + 0.012], [y, at], color=tone, lw=0.4, alpha=0.6, transform=axes.transAxes)
+            axes.plot([x, beside], [y, at], color=tone, lw=0.4, alpha=0.6, transform=axes.transAxes)
         text = axes.text(
-            x + 0.012, at, short(names[i], 26), fontsize=6.5, color=tone, va="center", transform=axes.transAxes
+            beside,
+            at,
+            names[i],
+            fontsize=6.5,
+            color=tone,
+            ha="left" if fits_right else "right",
+            va="center",
+            transform=axes.transAxes,
         )
         canvas.of_cell(text, i, described(table.rows[i]))
 
@@ -310,6 +323,8 @@ def curves(table: Table) -> Iterator[Figure]:
         ("loss_rise", "rise of the loss at the perturbed weights", 1),
     ):
         for x_key, x_name in (("propagations", "propagations"), ("seconds", "seconds of training")):
+            if x_key == "seconds" and not table.panel.is_timed:
+                continue
             means = {i: mean_curve(row.cell, x_key, key) for i, row in enumerate(table.rows)}
             lines = {i: line for i, line in means.items() if line}
             if not lines:
@@ -322,8 +337,8 @@ def curves(table: Table) -> Iterator[Figure]:
                 line = axes.plot(x, np.multiply(scale, y), color=color(table, row), lw=1.3, dashes=dashes)
                 canvas.of_cell(line[0], i, described(row))
             axes.set(xlabel=x_name, ylabel=name)
-            named = lines if has_room(table) else lines.keys() & {table.panel.base, table.panel.sam}
-            label_points(canvas, table, {i: (lines[i][0][-1], scale * lines[i][1][-1]) for i in named})
+            ends = {i: (x[-1], scale * y[-1]) for i, (x, y) in lines.items()}
+            label_points(canvas, table, ends, first=[table.panel.base, table.panel.sam])
             caption = "Means over the seeds at each test; the end of a line is the result."
             yield canvas.finished("curves", table, f"{name} against {x_name}", {"x": x_name, "y": name}, caption)
 

@@ -44,7 +44,8 @@ def published(panel: Panel, i: int) -> list[Published]:
     None are returned if several cells of the panel use this method: it would be unclear which cell they belong to.
     """
     cell = panel.cells[i]
-    if panel.metric != "test_accuracy" or sum(other.optimizer == cell.optimizer for other in panel.cells) > 1:
+    same = [other for other in panel.cells if other.optimizer == cell.optimizer and other.length == 1]
+    if panel.metric != "test_accuracy" or same != [cell]:
         return []
     names = {cell.optimizer, "base"} if i == panel.base else {cell.optimizer}
     model = {"vit_small_patch32_224": "vit_s32"}.get(cell.first["model"], cell.first["model"])

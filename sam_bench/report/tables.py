@@ -78,6 +78,17 @@ class Table:
 
     def summary(self) -> list[str]:
         """What is to be said below the table, in sentences."""
+        return [*self._statistics(), *self._times()]
+
+    def _times(self) -> list[str]:
+        if self.panel.is_timed:
+            return []
+        return [
+            f"Times are left out: with the same method and cost, the fastest run was {self.panel.slowdown:.1f} times "
+            "as fast as the slowest, so the machine also did other work."
+        ]
+
+    def _statistics(self) -> list[str]:
         n = sorted({len(row.cell.runs) for row in self.rows})
         seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
         lines = []
@@ -278,8 +289,14 @@ def columns(panel: Panel) -> list[Column]:
         Column("expected propagations per step", *of_runs("expected_propagations_per_step", 3)),
         Column("forwards per step", *of_runs("forwards_per_step", 3)),
         Column("counted cost", lambda row: f"{row.cell.cost:.3f}", lambda row: row.cell.cost),
-        Column("seconds", *of_runs("seconds", 1), True),
-        Column("images/s", *of_runs("images_per_second", 0)),
+        *(
+            [
+                Column("seconds", *of_runs("seconds", 1), True),
+                Column("images/s", *of_runs("images_per_second", 0)),
+            ]
+            if panel.is_timed
+            else []
+        ),
         Column("extra copies of the weights", *of_runs("extra_copies", 2)),
         *(
             Column(f"{title} ({panel.sharpness})", *of_sharpness(key, panel.sharpness))

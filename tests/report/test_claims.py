@@ -103,6 +103,20 @@ def test_a_claim_without_its_seeds_is_not_decided(tmp_path):
     assert decision.sentence.startswith("Not decided yet, 5 seeds are planned: difference in percentage points +3.00 [")
 
 
+def test_a_row_with_other_epochs_is_selected_by_them_alone(tmp_path):
+    write_runs(tmp_path, [("sgd", A), ("sgd", NEAR), ("b", FAR)])
+    for path in tmp_path.glob("sgd-*/*/result.json"):
+        result = json.loads(path.read_text())
+        result["config"]["optimizer"]["base"]["name"] = "sgd"
+        if path.parent.parent.name == "sgd-1":
+            result["epochs"] = result["config"]["trainer"]["epochs"] = 2 * result["epochs"]
+        path.write_text(json.dumps(result))
+    longer = {"optimizer": "sgd", "trainer.epochs": 2 * TEMPLATE["epochs"]}
+    one, two = decided(tmp_path, [rule("better", than=than) for than in ({"optimizer": "sgd"}, longer)])
+    assert one.interval.estimate == pytest.approx(3.0)
+    assert two.interval.estimate == pytest.approx(2.9)
+
+
 def test_the_number_of_candidates_is_stated(tmp_path):
     write_runs(tmp_path, [("a", A), ("b", FAR)])
     plain, best = decided(tmp_path, [rule("better"), rule("better", candidates=12)])

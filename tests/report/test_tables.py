@@ -11,6 +11,7 @@ from sam_bench import results
 from sam_bench.errors import SettingError
 from sam_bench.report import tables
 from sam_bench.report.cells import collect, panels
+from sam_bench.report.figures import figures
 from tests.command import TINY
 
 ONE_EPOCH = [*TINY, "trainer.epochs=1"]
@@ -63,11 +64,23 @@ def test_a_setting_that_only_one_row_has_is_shown(command):
     assert sorted(labels(command)) == ["sgd", "sgd model.drop_rate=0.1"]
 
 
+def test_a_longer_training_of_sgd_joins_the_table_with_its_cost(command):
+    command("-m", *ONE_EPOCH, "optimizer=sgd,sam")
+    command(*ONE_EPOCH, "optimizer=sgd", "trainer.epochs=2")
+    (panel,) = panels(collect([command.runs]))
+    costs = dict(zip(panel.labels, [cell.cost for cell in panel.cells], strict=True))
+    assert costs == {"sgd": 1, "sam": 2, "sgd trainer.epochs=2": 2}
+    assert "1 epochs" in panel.title
+    assert panel.labels[panel.base] == "sgd"
+    command(*ONE_EPOCH, "optimizer=sam", "trainer.epochs=2")  # now there is another table with two epochs
+    assert labels(command) == ["sgd", "sam", "sgd", "sam"]
+
+
 def test_a_schedule_and_an_inner_method_are_named_with_their_settings(command):
     command("-m", *ONE_EPOCH, "optimizer=rst", "optimizer/inner=sam,asam")
     assert sorted(labels(command)) == [
-        "rst linear(start=0, end=1) inner.name=asam",
-        "rst linear(start=0, end=1) inner.name=sam",
+        "rst linear(start=0, end=1)",
+        "rst linear(start=0, end=1) inner=asam",
     ]
 
 
@@ -95,9 +108,9 @@ def test_what_differs_from_the_rows_beside_it_is_shown(command):
     command(*ONE_EPOCH, "optimizer=rst", "optimizer/inner=asam")
     assert sorted(labels(command)) == [
         "asam",
-        "fsam base.name=adamw",
+        "fsam base=adamw",
         "gsam trainer.label_smoothing=0.1",
-        "rst linear(start=0, end=1) inner.name=asam",
+        "rst linear(start=0, end=1) inner=asam",
         "sam",
         "sgd",
         "vasso base.lr=0.05",
@@ -138,7 +151,7 @@ def test_rows_say_what_was_stated_of_the_method(command):
         "sgd": "defaults",
         "sam": "rho=0.3",
         "asam": "defaults",
-        "rst linear(start=0, end=0.5) inner.name=asam": "defaults",
+        "rst linear(start=0, end=0.5) inner=asam": "defaults",
     }
 
 
@@ -149,6 +162,21 @@ def test_why_rows_are_compared_with_nothing(command):
     text = tables.markdown([table])
     assert "No row is compared with the base optimizer alone: there are several." in text
     assert "No row is compared with SAM: there is none." in text
+
+
+def test_times_of_a_busy_machine_are_left_out(command):
+    command("-m", *ONE_EPOCH, "optimizer=sgd", "seed=0,1")
+    speeds = iter([1000.0, 1400.0])
+    change(command, lambda result: {"images_per_second": next(speeds)})
+    (table,) = found(command)
+    assert {"seconds", "images/s"} <= {column.title for column in tables.filled(table)}
+    assert "Times are left out" not in tables.markdown([table])
+    speeds = iter([1000.0, 1600.0])
+    change(command, lambda result: {"images_per_second": next(speeds)})
+    (table,) = found(command)
+    assert not {"seconds", "images/s"} & {column.title for column in tables.filled(table)}
+    assert "the fastest run was 1.6 times as fast as the slowest" in tables.markdown([table])
+    assert not any("time" in figure.name or "seconds" in figure.name for figure in figures(table))
 
 
 def test_equal_seeds_give_no_interval(command):
