@@ -1,4 +1,4 @@
-"""The perturbation of a method at the present weights: its angle to the gradient, and the rise of the loss."""
+"""The perturbation of a method at the current weights: its angle to the gradient, and the rise of the loss."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ COLUMNS = ("epsilon_cosine", "epsilon_norm", "loss_at_theta", "loss_rise")
 
 @torch.no_grad()
 def measure(optimizer: Descent, closure: BatchClosure) -> dict[str, float | None]:
-    """Measure ε of the next sharpness-aware step on the closure's batch.
+    """Measure ε of the next step on the closure's batch.
 
     Args:
-        optimizer: a copy, since its weights' gradients and its state change. Of RST, the inner method is measured, of
-            S²-SAM the step of one pass.
+        optimizer: a copy, since its weights' gradients and its state change. For RST and G-RST, the next step is one of
+            the inner method; for S²-SAM, one of a single pass.
         closure: of that copy.
 
     Returns:
@@ -39,8 +39,8 @@ def measure(optimizer: Descent, closure: BatchClosure) -> dict[str, float | None
 
     def look(*_: Any) -> None:
         moved = [p.detach() - t for p, t in zip(params, theta, strict=True)]
-        if not epsilon and any(bool(each.any()) for each in moved):
-            epsilon.extend(moved)
+        if any(bool(each.any()) for each in moved):
+            epsilon[:] = moved  # of the last such pass: SAMPa's first one is at y, without the perturbation
 
     hook = closure.model.register_forward_pre_hook(look)
     optimizer.begin()

@@ -1,4 +1,6 @@
-"""The processes of a run that torchrun started, its ranks: what they exchange beside the gradients. Imports no torch.
+"""The ranks of a run, which are the processes that torchrun started, and what they exchange besides gradients.
+
+Imports no torch.
 
 Without torchrun there is one rank, and nothing here communicates.
 """

@@ -25,7 +25,7 @@ from sam_bench.checkpoint import Checkpoints
 from sam_bench.data import Batch, Data
 from sam_bench.errors import SettingError, reason
 from sam_bench.optim import BatchClosure, Descent
-from sam_bench.optim.descent import local
+from sam_bench.optim.descent import batch_norms, local
 from sam_bench.optim.seeding import derived_seed
 from sam_bench.optim.side_by_side import SideBySide
 from sam_bench.ranks import Ranks
@@ -75,7 +75,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []  # of metrics.csv, one per epoch
         wanted = trainer.batch_norm_epochs
         self.batch_norm_epochs = self.optimizer.batch_norm_epochs if wanted == "auto" else wanted
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+        if not batch_norms(self.model):
             self.batch_norm_epochs = 0
             if wanted not in ("auto", 0):
                 raise SettingError(
@@ -116,7 +116,7 @@ class Run:
         if ("shards" in last) != self.settings.trainer.fsdp:
             asked = str(self.settings.trainer.fsdp).lower()
             raise SettingError(
-                f"trainer.fsdp={asked}: {path} is of a run with the other choice; give another runs=FOLDER"
+                f"trainer.fsdp={asked}: {path} was saved with the opposite setting; choose another folder with runs="
             )
         try:
             if self.settings.trainer.fsdp:
@@ -149,7 +149,9 @@ class Run:
         self.rows, self.epoch = rows, len(rows)
         changes = [f"{key} {then.get(key)}, now {now}" for key, now in self.conditions.items() if then.get(key) != now]
         changes = [] if self.done else changes
-        differs = f" with other {'; '.join(changes)}: bits may differ from an undisturbed run" if changes else ""
+        differs = ""
+        if changes:
+            differs = f"; changed since: {'; '.join(changes)}, so bits may differ from an uninterrupted run"
         where = f"epoch {self.epoch}"
         at = f"{where} of {epochs}"
         if self.step_of_epoch:
@@ -195,8 +197,8 @@ class Run:
     @property
     def batch_norm_statistics(self) -> list[Tensor]:
         """Running means and variances, which each rank has of its own parts of the batches."""
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        return [t for norm in norms for t in (norm.running_mean, norm.running_var) if t is not None]
+        statistics = [t for norm in batch_norms(self.model) for t in (norm.running_mean, norm.running_var)]
+        return [t for t in statistics if t is not None]
 
     @contextmanager
     def on_stream(self) -> Iterator[None]:
@@ -265,12 +267,11 @@ class Run:
         weights = sum(p.numel() * p.element_size() for p in local(list(self.model.parameters())))
         self.extra_copies = max(self.extra_copies, self.optimizer.extra_bytes / weights)
 
-    def save(self) -> None:
-        """Write a checkpoint of the current step, in a thread of its own. Call it after a pause."""
-        self.keep(at_once=True)
-
     def keep(self, at_once: bool) -> None:
-        """Write a checkpoint if it is time or has to be written at once."""
+        """Write a checkpoint of the current step, in a thread of its own, if it is time or has to be at once.
+
+        Call it after a pause.
+        """
         if not self.settings.trainer.fsdp:
             state = self.state()
             self.ranks.on_first(lambda: self.checkpoints.offer(state, at_once))
@@ -397,9 +398,14 @@ class Run:
         return found
 
     def perturbation(self) -> dict[str, float | None]:
-        """Angle and size of the perturbation, and the loss there, on a batch of training images."""
-        settings, size = self.settings, self.settings.trainer.batch_size
-        optimizer, closure = optimizer_and_closure(settings, copy.deepcopy(self.model), self.dataset)
+        """Angle and size of the perturbation, and the loss there, on a batch of training images.
+
+        BatchNorm normalizes by this batch, as in training; there is no dropout.
+        """
+        settings, size, model = self.settings, self.settings.trainer.batch_size, copy.deepcopy(self.model).eval()
+        for norm in batch_norms(model):
+            norm.train()
+        optimizer, closure = optimizer_and_closure(settings, model, self.dataset)
         optimizer.load_state_dict(self.optimizer.state_dict())
         images, labels = self.dataset.sample(size, derived_seed("perturbation", settings.seed, self.epoch))
         # a method with a table of the training examples reads any of them

@@ -101,7 +101,7 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
             if signal or not ended:
                 for run in together:
                     if run in runs and not run.done:
-                        run.save()
+                        run.keep(at_once=True)
             if signal:
                 for run in together:
                     ranks.on_first(lambda run=run: run.checkpoints.wait())  # type: ignore[misc]
@@ -171,7 +171,7 @@ def next_steps(runs: list[Run]) -> tuple[list[Run], int]:
 
 
 def accuracies(row: dict[str, Any]) -> str:
-    """What an epoch's row says of them, and of images that are not in them."""
+    """The validation and test accuracy of an epoch's row, and its number of unreadable images, as text."""
     found = {part: row[f"{part}_accuracy"] for part in ("validation", "test")}
     known = [f"{part} accuracy {value:.2%}" for part, value in found.items() if value is not None]
     if unreadable := row["unreadable_images"]:
@@ -214,7 +214,7 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
     best, compile_seconds, batch_size = math.inf, 0.0, trainer.batch_size // run.ranks.parts
     if isinstance(optimizer, RST):
         optimizer = optimizer.inner  # time the inner step, whatever RST would draw
-    # in the memory format of the data set's own, which a compilation depends on
+    # in the data set's own memory format, since a compilation depends on it
     shape = (batch_size, dataset.image_size, dataset.image_size, dataset.channels)
 
     def seconds(step: int) -> float:
@@ -249,8 +249,8 @@ def print_expectation(settings: Settings, run: Run, seeds: int) -> tuple[bool, f
         testing = (time.perf_counter() - start) * tested / trainer.batch_size
         compiled = should_compile(settings, run, probe, cost)
         if compiled:
-            # Compilations of other runs in this process would count towards the limit of variants per function, or
-            # make this one a compilation for all sizes, with other bits than in a process of its own.
+            # Earlier compilations in this process count towards torch's recompilation limit, and can make this one use
+            # dynamic shapes, which round differently than in a fresh process.
             torch._dynamo.reset()
             torch.use_deterministic_algorithms(trainer.deterministic)  # tells the compiler, too
             probe.model.train()

@@ -148,7 +148,7 @@ def test_one_of_four_ranks_is_killed_or_all_are_stopped(tmp_path):
         assert 0 < len(state_of(runs)["rows"]) < 10
         assert "continues after epoch" in run(4, *arguments, f"runs={runs}")
         assert_same(state_of(runs), state_of(tmp_path / "undisturbed"))
-    assert "with other ranks 4, now 1: bits may differ" in run(1, *arguments, f"runs={tmp_path / 'one'}")
+    assert "changed since: ranks 4, now 1, so bits may differ" in run(1, *arguments, f"runs={tmp_path / 'one'}")
     result = json.loads(next((tmp_path / "one").glob("*/*/result.json")).read_text())
     assert re.fullmatch(r"after epoch \d+(, step \d+)?: ranks 4, now 1", result["machine_changes"][0])
     assert result["ranks"] == 1

@@ -72,7 +72,8 @@ def test_what_shards_cannot_do_is_refused(command):
         ("sharpness=cheap", "sharpness=cheap: needs whole weights; choose none with trainer.fsdp=true"),
         (
             "optimizer/inner=gsam",
-            "optimizer/inner=gsam: Invalid base: parameters that FSDP shards (whole parameters: GSAM needs them)",
+            "optimizer/inner=gsam: Invalid base: parameters sharded by FSDP "
+            "(unsharded parameters, which GSAM requires)",
         ),
     ],
 )

@@ -55,6 +55,13 @@ def test_the_perturbation_is_that_of_the_next_step(name):
     assert all(torch.equal(p, t) for p, t in zip(model.parameters(), theta, strict=True))
 
 
+def test_of_sampa_it_is_that_along_the_previous_gradient():
+    model, optimizer, closure = trained("sampa")
+    optimizer.rho = RHO
+    expected = by_hand(model, closure, optimizer.memory("previous", optimizer.params()))
+    assert list(perturbation.measure(optimizer, closure).values()) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
 def test_a_method_without_a_perturbation_has_a_loss_alone():
     model, optimizer, closure = trained("sgd")
     found = perturbation.measure(optimizer, closure)

@@ -51,7 +51,7 @@ class Policy:
 
 
 class PolicySAM(SAM):
-    """What the methods that follow a `policy` share. Each sets its own."""
+    """The base class of AE-SAM and AE-LookSAM, whose constructors set `policy`."""
 
     cost = "1 to 2, about 1.5"
     unschedulable = "it chooses its sharpness-aware steps itself, by ‖g‖"
@@ -67,11 +67,11 @@ class PolicySAM(SAM):
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """If ‖g‖² is normally distributed."""
+        """Those of the policy, if ‖g‖² is normally distributed."""
         return 1 + self.policy.expected_share
 
     def own_state(self) -> dict[str, Any]:
-        """Mean and variance, too."""
+        """The state of every method, and the mean and variance of ‖g‖²."""
         return {**super().own_state(), "mu": self.policy.mu, "variance": self.policy.variance}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
@@ -86,8 +86,8 @@ class AESAM(PolicySAM):
     Args:
         base, rho, model, loss_budget, only_norm, stable: see `SAM`.
         total_steps: T ≥ 1.
-        lambda_1: λ₁, the threshold of the last step in σ: with -1, all gradients down to one σ below the mean are
-            large.
+        lambda_1: λ₁, the threshold of the last step in units of σ: with -1, steps with ‖g‖² ≥ μ - σ are
+            sharpness-aware.
         lambda_2: λ₂, the threshold of the first step.
         delta: δ in [0, 1), the decay of mean and variance.
     """

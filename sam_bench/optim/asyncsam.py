@@ -10,11 +10,7 @@ Deviations: in the first step, which has no previous gradient, ε is SAM's. The 
 experiments. The formula was checked against the abstract and a description by others, not against the paper or code.
 """
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.side_by_side import SideBySide
@@ -26,9 +22,6 @@ class AsyncSAM(SideBySide):
     paper = "Jo et al., arXiv 2503.11147"
     keeps_g = True
 
-    def __init__(self, base: Optimizer, rho: float = 0.05, **further: Any) -> None:
-        super().__init__(base, rho, **further)
-
     @property
     def variant(self) -> bool:
         """Whether it is the first step."""
@@ -38,14 +31,11 @@ class AsyncSAM(SideBySide):
         """Leave ∇L(θ + ε) in `.grad`; return the loss at θ."""
         if self.variant:
             loss = super().gradient(closure)
-            params = self.params_with_grad()
-            g = self.scratch("g", params)
         else:
             chosen = self.ascent_selection(closure)
             share = self.share_of(closure, chosen)
-            loss, g = self.both(lambda: self.propagate(closure, chosen), lambda: self.perturbed_pass(closure), share)
-            params = self.params_with_grad()
-        torch._foreach_copy_(self.memory("previous", params), g)
+            loss = self.both(lambda: self.propagate(closure, chosen), lambda: self.perturbed_pass(closure), share)
+        self.remember("previous", self.trainable(), self.scratch("g", self.trainable()))
         return loss
 
     def perturbed_pass(self, closure: Closure) -> None:

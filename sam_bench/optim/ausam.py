@@ -72,7 +72,7 @@ class AUSAM(SAM):
         require_integer("seed", seed, low=0)
         if f_min > f_max:
             raise ArgumentError("f_min", f_min, f"at most f_max, which is {f_max}")
-        require_start("full_steps", full_steps, full_steps, self.T)
+        require_start("full_steps", full_steps, full_steps, self.total_steps)
         self.share, self.f_min, self.f_max, self.seed = share, f_min, f_max, seed
         self.ramp_steps, self.full_steps = ramp_steps, full_steps
         of_examples = {"device": base.param_groups[0]["params"][0].device, "dtype": torch.float32}
@@ -129,5 +129,5 @@ class AUSAM(SAM):
     @property
     def expected_propagations_per_step(self) -> float:
         """Both passes, on whole batches in the first epochs."""
-        full = min(1.0, self.full_steps / self.T) if self.T else 0.0
+        full = min(1.0, self.full_steps / self.total_steps) if self.total_steps else 0.0
         return (full + (1 - full) * self.share) * (1 + self.ascent_share)

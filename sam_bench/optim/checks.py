@@ -61,6 +61,7 @@ def require_boolean(name: str, value: Any) -> None:
 
 
 def require_start(name: str, value: Any, step: int, total_steps: int | None) -> None:
-    """Raise an ArgumentError if what starts at this step would start after the training, if its length is known."""
+    """Raise an ArgumentError unless `step` is below `total_steps`. Does nothing if `total_steps` is None."""
     if total_steps is not None and step >= total_steps:
-        raise ArgumentError(name, value, f"before the end of the training, which has {total_steps} steps")
+        allowed = f"an earlier start: this is step {step}, and the training has {total_steps} steps"
+        raise ArgumentError(name, value, allowed)

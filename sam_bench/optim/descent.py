@@ -41,8 +41,8 @@ class Descent(Optimizer):
     Args:
         base: a `torch.optim.Optimizer` instance that does not call the closure itself.
         model: the module that is trained. Its BatchNorm layers then update their running statistics once per step;
-            without it, in every pass. If it is wrapped in `DistributedDataParallel`, give that: the first pass of a
-            method is then not reduced over the ranks if it need not be.
+            without it, in every pass. If it is wrapped in `DistributedDataParallel`, pass the wrapper: a method can
+            then skip the reduction of its first pass where it needs none.
 
     Raises:
         TypeError: `base` is not an optimizer.
@@ -73,7 +73,7 @@ class Descent(Optimizer):
         Unpickling calls this without arguments.
         """
         base = args[0] if args else kwargs.get("base")
-        if base is not None and not isinstance(base, Optimizer) and not cls.wraps_methods:
+        if (args or "base" in kwargs) and not isinstance(base, Optimizer) and not cls.wraps_methods:
             own = {name for each in cls.__mro__ for name in inspect.signature(each.__init__).parameters}  # type: ignore[misc]
             name = next((a.__name__ for a in args if isinstance(a, type)), "SGD")
             of_base = [f"{k}={v}" for k, v in kwargs.items() if k not in own and len(str(v)) < 20] or ["lr=0.1"]
@@ -94,7 +94,7 @@ class Descent(Optimizer):
         self.base = base
         self.check_shards(base.param_groups)
         super().__init__(base.param_groups, base.defaults)
-        self.batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if model is not None else []
+        self.batch_norms = batch_norms(model) if model is not None else []
         self.ddp = model if isinstance(model, DistributedDataParallel) else None
         self.counts: dict[str, float] = {"propagations": 0.0, "forwards": 0.0, "sharpness_aware_steps": 0}
         self.t = 0  # steps made
@@ -105,11 +105,10 @@ class Descent(Optimizer):
         """Raise an ArgumentError if FSDP shards some of the parameters, or all and the method does not support it."""
         sharded = {hasattr(p, "to_local") for group in groups for p in group["params"]}
         if True in sharded and not vars(type(self)).get("takes_shards", False):
-            raise ArgumentError(
-                "base", "parameters that FSDP shards", f"whole parameters: {type(self).__name__} needs them"
-            )
+            allowed = f"unsharded parameters, which {type(self).__name__} requires"
+            raise ArgumentError("base", "parameters sharded by FSDP", allowed)
         if len(sharded) > 1:
-            raise ArgumentError("base", "parameters of which FSDP shards a part", "all parameters sharded, or none")
+            raise ArgumentError("base", "some parameters sharded by FSDP, some not", "all of them sharded, or none")
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -120,10 +119,12 @@ class Descent(Optimizer):
                 method has `samplewise`, it must be a `SampleClosure`.
 
         Returns:
-            The loss of the first pass, at θ (MSAM: at the perturbed weights), as a detached tensor on its device.
+            The loss of the first pass, as a detached tensor on its device. It is the loss at θ, except for MSAM and
+            S²-SAM (at the perturbed weights) and SAMPa (at y). K-SAM and AUSAM return that of their selected samples.
 
         Raises:
-            TypeError: there is no closure, or the method needs a `SampleClosure` and it is not one.
+            TypeError: there is no closure, it does not return a tensor, or the method needs a `SampleClosure` and it is
+                not one.
             RuntimeError: the closure added to gradients that were accumulated outside of it.
         """
         if not callable(closure):
@@ -154,7 +155,7 @@ class Descent(Optimizer):
 
     @torch.no_grad()
     def update(self, closure: Closure) -> Tensor:
-        """Do the device work of the step that has begun; return the loss at θ."""
+        """Do the device work of the step that has begun; return the loss of the first pass."""
         if self.samplewise:
             self.samples(closure)  # raises a TypeError if it is not a SampleClosure
         try:
@@ -181,7 +182,7 @@ class Descent(Optimizer):
         Raises a NoGradientError if no parameter has a gradient afterwards.
         """
         self.counts["propagations"] += self.share_of(closure, selection)
-        # weak, so that the closure frees this memory when it zeroes
+        # weak references, so that zero_grad in the closure frees this memory
         before = [(p, ref(p.grad), p.grad._version) for p in self.params() if p.grad is not None]
         zeroed = dict(self._zeroed())
         self._zeroed().clear()
@@ -189,10 +190,12 @@ class Descent(Optimizer):
         with torch.enable_grad(), nullcontext() if reduced or not self.ddp else self.ddp.no_sync():
             plain = selection is None and term is None
             loss = closure() if plain else self.samples(closure)(selection, term)
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"Invalid closure: it returned {type(loss).__name__} (it must return the loss, a tensor)")
         if loss.requires_grad:
             loss = loss.detach()
         # A closure that zeroes gradients replaces these tensors, or writes to some of them twice: zero, then add.
-        # Several backward passes without zeroing look the same, and are not found.
+        # Several backward passes without zeroing look the same and are not detected.
         old = [(p, grad, version) for p, grad, version in before if zeroed.get(p) != version]
         untouched = all((g := p.grad) is not None and g is grad() and g._version <= v + 1 for p, grad, v in old)
         if old and untouched and not self._zeroed():
@@ -321,7 +324,7 @@ class Descent(Optimizer):
         return tensors
 
     def of_all_ranks(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, in the order of the ranks. Every rank needs to have equally many."""
+        """The rows of all ranks, in the order of the ranks. Every rank must have the same number of rows."""
         if self.ddp is None:
             return rows
         gathered = [torch.empty_like(rows) for _ in range(self.ranks)]
@@ -369,6 +372,13 @@ class Descent(Optimizer):
                 buffers[p] = torch.zeros_like(p)
         return [buffers[p] for p in params]
 
+    def remember(self, name: str, params: list[Tensor], values: list[Tensor]) -> None:
+        """Copy values to `memory(name)`, and zeros for the parameters that are not among `params`."""
+        torch._foreach_copy_(self.memory(name, params), values)
+        present = set(params)
+        if rest := [t for p, t in self._memory[name].items() if p not in present]:
+            torch._foreach_zero_(rest)
+
     @property
     def propagations(self) -> float:
         """Forward-backward pairs so far. A pass over a share of the batch counts as that share."""
@@ -381,13 +391,18 @@ class Descent(Optimizer):
 
     @property
     def sharpness_aware_steps(self) -> int:
-        """Steps so far that had a second pass or, in methods of one pass, their perturbation or term."""
+        """Steps so far with a perturbation or, in SAF and MESA, with their extra term in the loss."""
         return int(self.counts["sharpness_aware_steps"])
 
     @property
     def expected_propagations_per_step(self) -> float:
         """The mean number of propagations per step that a whole training is expected to need."""
         return 1.0
+
+    @property
+    def mask_propagations_per_step(self) -> float:
+        """Of those, the ones that new masks need, however few of the steps are sharpness-aware."""
+        return 0.0
 
     @property
     def expected_forwards_per_step(self) -> float:
@@ -511,6 +526,11 @@ def as_one(tensors: list[Tensor], collective: Callable[[Tensor], object]) -> Non
 def local(tensors: list[Tensor]) -> list[Tensor]:
     """The local shards of tensors that FSDP shards, which share their memory; other tensors as they are."""
     return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of a model."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def without_ddp(model: nn.Module) -> nn.Module:

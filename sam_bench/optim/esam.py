@@ -69,7 +69,7 @@ class ESAM(SAM):
     def begin(self) -> None:
         """Draw the tensors that are perturbed."""
         super().begin()
-        # its own purpose: under RST, only steps with X = 1 get here, which would bias coins from RST's draws
+        # a seed of its own: under RST, only steps with X_t = 1 get here, so the coins must not be those of RST
         coins, params = random.Random(derived_seed("esam", self.seed, self.t)), self.params()
         self.skipped = [params[i] for i in self.reached if coins.random() >= self.beta]
         if self.skipped and len(self.skipped) == len(self.reached):

@@ -34,6 +34,7 @@ class FSAM(ASAM):
 
     paper = "Li et al., arXiv 2403.12350"
     memory_copies = 2  # θ, m
+    perturbed_copies = 2
     state_copies = 1
     state_contents = "the mean gradient m"
     needs_mean_g = True

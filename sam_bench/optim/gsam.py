@@ -35,6 +35,7 @@ class GSAM(SAM):
 
     paper = "Zhuang et al., arXiv 2203.08065"
     memory_copies = 2  # θ, g
+    perturbed_copies = 0
     keeps_g = needs_mean_g = True
 
     def __init__(

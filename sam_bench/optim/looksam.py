@@ -36,6 +36,7 @@ class LookSAM(SAM):
     paper = "Liu et al., arXiv 2203.02714"
     cost = "1 + ascent_share/k"
     memory_copies = 3  # θ, g, g_v
+    perturbed_copies = 0
     state_copies = 1
     state_contents = "g_v"
     state_names = ("calls",)
@@ -50,7 +51,7 @@ class LookSAM(SAM):
         self.keeps_g = alpha > 0
         self.needs_mean_g = self.needs_mean_g or alpha > 0
         if not alpha:
-            self.memory_copies, self.state_copies, self.state_contents = 1, 0, ""
+            self.memory_copies, self.state_copies, self.state_contents = int(self.only is None), 0, ""
         self.calls = 0  # LookSAM's own steps
 
     @property
@@ -65,6 +66,8 @@ class LookSAM(SAM):
             self.look()
         else:
             loss = self.propagate(closure)
+            if self.keeps_g:
+                self.keep_g()  # for G-RST
             self.reuse()
         return loss
 

@@ -11,8 +11,8 @@ from torch import Tensor
 PATTERNS = ("unstructured", "tensor", "channel", "n:m")
 
 
-def highest(scores: list[Tensor], pattern: str, alive: int) -> list[Tensor]:
-    """Masks with `alive` ones at the units of highest score, over all tensors together.
+def highest(scores: list[Tensor], pattern: str, active: int) -> list[Tensor]:
+    """Masks with `active` ones at the units of highest score, over all tensors together.
 
     If units are larger than an element, those that no longer fit are left out, and at least one is kept.
     """
@@ -20,9 +20,9 @@ def highest(scores: list[Tensor], pattern: str, alive: int) -> list[Tensor]:
     sizes = torch.cat([unit_sizes(s, pattern) for s in scores])
     order = torch.cat(units).argsort(descending=True, stable=True)
     if pattern == "unstructured":
-        kept = torch.arange(len(order), device=order.device) < alive
+        kept = torch.arange(len(order), device=order.device) < active
     else:
-        left, fits = alive, []
+        left, fits = active, []
         for size in sizes[order].tolist():
             fits.append(size <= left)
             left -= size * fits[-1]

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sam_bench.optim.checks import ArgumentError, require_boolean, require_integer, require_number, require_start
+from sam_bench.optim.checks import ArgumentError, require_integer, require_number, require_start
 from sam_bench.optim.closure import Closure
 from sam_bench.optim.descent import Descent, without_ddp
-from sam_bench.optim.saf import divergence_from
+from sam_bench.optim.saf import divergence_from, weight_of_term
 
 
 class MESA(Descent):
@@ -34,7 +34,7 @@ class MESA(Descent):
         tau_squared: include the factor τ².
         decay: δ in [0, 1), of the average.
         start_steps: E_start, in steps.
-        total_steps: T; if given, it is an error if the term would never start.
+        total_steps: T, for the expected cost; if given, it is an error if the term would never start.
     """
 
     paper = "Du et al., arXiv 2205.14083"
@@ -58,16 +58,13 @@ class MESA(Descent):
         total_steps: int | None = None,
     ) -> None:
         super().__init__(base, model=model)
-        require_number("lam", lam, low=0)
-        require_number("tau", tau, above=0, high=1e6)
-        require_boolean("tau_squared", tau_squared)
         require_number("decay", decay, low=0, below=1)
         require_integer("start_steps", start_steps, low=0)
         require_start("start_steps", start_steps, start_steps, total_steps)
         if model is None:
             raise ArgumentError("model", None, "the model that is trained, since MESA averages it")
-        self.weight, self.tau = lam * (tau**2 if tau_squared else 1), tau
-        self.decay, self.start_steps = decay, start_steps
+        self.weight, self.tau = weight_of_term(lam, tau, tau_squared), tau
+        self.decay, self.start_steps, self.total_steps = decay, start_steps, total_steps
         self.model = without_ddp(model)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
 
@@ -94,16 +91,16 @@ class MESA(Descent):
 
     @property
     def expected_forwards_per_step(self) -> float:
-        """In a step with the term."""
-        return 1.0
+        """One in every step with the term."""
+        return 1 - self.start_steps / self.total_steps if self.total_steps else 1.0
 
     @property
     def extra_bytes(self) -> int:
-        """With the averaged model."""
+        """Bytes of the buffers and of the averaged model."""
         return super().extra_bytes + sum(t.numel() * t.element_size() for t in self.average.state_dict().values())
 
     def own_state(self) -> dict[str, Any]:
-        """The averaged model, too."""
+        """The state of every method, and the averaged model."""
         return {**super().own_state(), "average": dict(self.average.state_dict())}
 
     def load_own_state(self, state: dict[str, Any]) -> None:

@@ -57,9 +57,9 @@ class MSAM(Descent):
             return self.propagate(closure)
 
     def momenta(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters that have a momentum, and their momenta."""
+        """The trainable parameters that have a momentum, and their momenta."""
         held = [(p, self.state[p].get(name)) for p in self.params() if p in self.state for name in BUFFERS]
-        pairs = [(p, v) for p, v in held if v is not None]
+        pairs = [(p, v) for p, v in held if v is not None and p.requires_grad]
         return [p for p, _ in pairs], [v for _, v in pairs]
 
     def end(self) -> None:

@@ -120,8 +120,9 @@ class RST(Descent):
 
     @property
     def expected_propagations_per_step(self) -> float:
-        """η = 1 + (c - 1)(1/T) Σ p(t/T), where c is the cost of the inner method."""
-        return 1 + (self.inner.expected_propagations_per_step - 1) * self.mean_p
+        """η = 1 + (c - 1)(1/T) Σ p(t/T), where c is the cost of the inner method, plus that of its masks."""
+        of_masks = self.inner.mask_propagations_per_step
+        return 1 + (self.inner.expected_propagations_per_step - of_masks - 1) * self.mean_p + of_masks
 
     @property
     def expected_forwards_per_step(self) -> float:
@@ -130,5 +131,5 @@ class RST(Descent):
 
     @property
     def extra_bytes(self) -> int:
-        """With the inner method's."""
+        """Bytes of its own buffers and of the inner method's."""
         return super().extra_bytes + self.inner.extra_bytes

@@ -7,18 +7,18 @@ Accurate Sparse Training, NeurIPS 2024 (OpenReview MJgMMqMDu4).
     ε = ρ d/‖d‖₂               the inner method's ε, with d in place of g
     θ ← base step from θ with gradient ∇L_B(θ + ε)
 
-Around VaSSO or F-SAM, ε is the lagged average or the lagged noise; around ASAM, or with their `eta`, it scales with the
-weights. With a schedule p(t/T), which the paper does not have, some steps are the inner method's own, of two passes.
+Around VaSSO or F-SAM, ε comes from the average or the noise of the steps before; around ASAM, or with their `eta`, it
+scales with the weights. With a schedule p(t/T), which the paper does not have, some steps are the inner method's own,
+of two passes.
 
 BatchNorm statistics, loss and logits are those of the one pass, at θ + ε.
-Deviations: none from the formula in the authors' code (their paper was not in reach). With a recent torch, in which
+Deviations: none from the formula in the authors' code (the paper could not be accessed). With a recent torch, in which
 `zero_grad` sets gradients to None, their code skips every perturbation. Their `adaptive` option scales by d² in place
 of θ².
 """
 
 from collections.abc import Hashable
 
-import torch
 from torch import Tensor
 
 from sam_bench.optim.checks import ArgumentError
@@ -35,7 +35,7 @@ class S2SAM(RST):
     Args:
         inner: SAM, ASAM, VaSSO, F-SAM, SSAM-F or SSAM-D, or a method that overrides SAM's `epsilon`.
         schedule: p(s), the probability of a step with the inner method's two passes; see `RST`. None: 0.
-        total_steps, seed, warmup_steps: see `RST`.
+        total_steps, seed, warmup_steps: see `RST`. `total_steps` is required with a schedule.
 
     Raises:
         ArgumentError: `inner` has other passes than SAM, or an argument is out of range.
@@ -53,12 +53,14 @@ class S2SAM(RST):
         self,
         inner: SAM,
         schedule: Schedule | None = None,
-        total_steps: int = 1,
+        total_steps: int | None = None,
         seed: int = 0,
         *,
         warmup_steps: int = 0,
     ) -> None:
-        super().__init__(inner, schedule or Constant(0), total_steps, seed, warmup_steps=warmup_steps)
+        if schedule is not None and total_steps is None:
+            raise ArgumentError("total_steps", None, "the number of steps of the training, which a schedule needs")
+        super().__init__(inner, schedule or Constant(0), total_steps or 1, seed, warmup_steps=warmup_steps)
         if type(inner).gradient is not SAM.gradient:
             allowed = "a method with SAM's two passes, such as SAM, ASAM, VaSSO, FSAM, SSAMF or SSAMD"
             raise ArgumentError("inner", type(inner).__name__, allowed)
@@ -81,19 +83,19 @@ class S2SAM(RST):
 
     def gradient(self, closure: Closure) -> Tensor:
         """Leave ∇L(θ + ε) in `.grad`; return the loss at θ + ε, or at θ where there is no ε or X_t = 1."""
-        d = {p: g for p, g in self._memory.get("d", {}).items() if p.requires_grad}
-        if self.aware or not d:
+        d = self._memory.get("d", {})
+        if self.aware or not any(p.requires_grad for p in d):
             loss = super().gradient(closure)
         else:
             present = [(p, p.grad) for p in self.params()]
             self.inner.take_as_gradient(d)
             with self.inner.at_perturbed_weights(frozen=False):
-                for p, grad in present:  # for the closure to zero, or to add to by mistake, as in SGD
+                for p, grad in present:  # as the closure finds it under SGD, so that a missing zero_grad is detected
                     p.grad = grad
                 del present, grad
                 loss = self.propagate(closure)
         params = self.params_with_grad()
-        torch._foreach_copy_(self.memory("d", params), self.grads(params))
+        self.remember("d", params, self.grads(params))
         return loss
 
     def end(self) -> None:

@@ -57,9 +57,6 @@ class SAF(Descent):
         model: nn.Module | None = None,
     ) -> None:
         super().__init__(base, model=model)
-        require_number("lam", lam, low=0)
-        require_number("tau", tau, above=0, high=1e6)
-        require_boolean("tau_squared", tau_squared)
         require_integer("lag_epochs", lag_epochs, low=1, high=1000)
         require_integer("steps_per_epoch", steps_per_epoch, low=1)
         require_integer("train_size", train_size, low=1)
@@ -67,7 +64,7 @@ class SAF(Descent):
         require_start("start_steps", start_steps, start_steps, total_steps)
         require_start("lag_epochs", lag_epochs, lag_epochs * steps_per_epoch, total_steps)
         self.train_size, self.steps_per_epoch, self.lag_epochs = train_size, steps_per_epoch, lag_epochs
-        self.weight, self.tau, self.start_steps = lam * (tau**2 if tau_squared else 1), tau, start_steps
+        self.weight, self.tau, self.start_steps = weight_of_term(lam, tau, tau_squared), tau, start_steps
         device = base.param_groups[0]["params"][0].device
         self.slot, self.epoch = torch.zeros(2, 1, dtype=torch.int64, device=device)
         self.outputs: Tensor | None = None  # (Ẽ, examples, classes), one slot per epoch in turn
@@ -100,6 +97,14 @@ class SAF(Descent):
         self.outputs[where] = self.of_all_ranks(samples.logits.float())
         self.recorded[where] = self.epoch
         return loss
+
+
+def weight_of_term(lam: float, tau: float, tau_squared: bool) -> float:
+    """λτ², or λ without the factor. Raises an ArgumentError if one of them is out of range."""
+    require_number("lam", lam, low=0)
+    require_number("tau", tau, above=0, high=1e6)
+    require_boolean("tau_squared", tau_squared)
+    return lam * tau**2 if tau_squared else lam
 
 
 def divergence_from(old: Tensor, tau: float, weight: float, known: Tensor | None = None) -> Term:

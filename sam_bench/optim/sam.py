@@ -27,7 +27,7 @@ the steps and falls to 0 by a cosine in the last fifth. Deviation: it changes in
 Deviations: none. A weight decay of the base optimizer does not enter ε; one in the loss does.
 
 AdaSAM (Sun et al., arXiv 2303.00565) is SAM over AMSGrad: conf/optimizer/adasam.yaml. Deviation: torch's AMSGrad
-corrects the bias of both means.
+applies bias correction to both moments.
 """
 
 import math
@@ -85,6 +85,7 @@ class SAM(Descent):
     paper = "Foret et al., arXiv 2010.01412"
     cost = "1 + ascent_share"
     memory_copies = 1  # θ; ε takes the place of g
+    perturbed_copies = 1  # how many of those are of perturbed parameters alone
     unschedulable = ""
     takes_shards = True
     keeps_g = False  # whether a copy of g is kept in `scratch("g")` during the second pass
@@ -122,12 +123,13 @@ class SAM(Descent):
         if only_norm and not norms:
             raise ArgumentError("only_norm", True, "false without a `model` that has normalization layers")
         self.only = {p for m in norms for p in m.parameters()} if only_norm else None
-        if only_norm:
-            self.memory_copies -= 1  # θ of few parameters
+        if only_norm:  # of few parameters: θ and, in some methods, their state
+            self.memory_copies -= self.perturbed_copies
+            self.state_copies -= max(self.perturbed_copies - 1, 0)
         require_boolean("stable", stable)
         self.stable = stable
         self.needs_mean_g = self.needs_mean_g or stable
-        self.loss_budget, self.T = loss_budget, total_steps
+        self.loss_budget, self.total_steps = loss_budget, total_steps
         if loss_budget is not None:
             require_number("loss_budget", loss_budget, low=0)
             require_integer("total_steps", total_steps, low=1)
@@ -145,14 +147,17 @@ class SAM(Descent):
         return self.of_group(group, "rho", self.rho)
 
     def of_group(self, group: dict[str, Any], name: str, default: float) -> float:
-        """A setting of a parameter group. A base that has a setting of that name (Adadelta: rho) keeps it to itself."""
+        """A setting of a parameter group, or its default.
+
+        If the base has a setting of that name itself (Adadelta's `rho`), the group's value belongs to the base.
+        """
         return default if name in self.innermost.defaults else group.get(name, default)
 
     def begin(self) -> None:
         """Set σ_t, in place, where a captured update reads it."""
         if self.loss_budget is not None:
-            assert self.T is not None
-            self.sigma_t.fill_(self.loss_budget * self.annealed(self.t / self.T))
+            assert self.total_steps is not None
+            self.sigma_t.fill_(self.loss_budget * self.annealed(self.t / self.total_steps))
 
     @staticmethod
     def annealed(s: float) -> float:
@@ -176,12 +181,18 @@ class SAM(Descent):
         if self.stable:
             self.norm_g = self.norm(self.grads(self.params()))
         if self.keeps_g:
-            params = self.params_with_grad()
-            torch._foreach_copy_(self.scratch("g", params), self.grads(params))
-            # a parameter without a gradient in this pass may get one in the second pass
-            if rest := [p for p in self.params() if p.grad is None and p.requires_grad]:
-                torch._foreach_zero_(self.scratch("g", rest))
+            self.keep_g()
         return loss
+
+    def keep_g(self) -> None:
+        """Copy the gradients to `scratch("g")`, and zeros for trainable parameters without one.
+
+        A parameter without a gradient in this pass may get one in the second pass.
+        """
+        params = self.params_with_grad()
+        torch._foreach_copy_(self.scratch("g", params), self.grads(params))
+        if rest := [p for p in self.params() if p.grad is None and p.requires_grad]:
+            torch._foreach_zero_(self.scratch("g", rest))
 
     def second_pass(self, closure: Closure, selection: Selection | None = None) -> None:
         """Replace g in `.grad` by gₛ."""
@@ -206,7 +217,11 @@ class SAM(Descent):
             yield
 
     def take_as_gradient(self, kept: dict[Tensor, Tensor]) -> None:
-        """Put copies of kept gradients into `.grad`, in whose memory `epsilon` computes; None where none is kept."""
+        """Put copies of kept gradients into `.grad`, in whose memory `epsilon` computes; None where none is kept.
+
+        Parameters that were frozen in the meantime get None too.
+        """
+        kept = {p: g for p, g in kept.items() if p.requires_grad}
         copies = dict(zip(kept, torch._foreach_mul(list(kept.values()), 1), strict=True))
         for p in self.params():
             p.grad = copies.pop(p, None)
@@ -225,7 +240,9 @@ class SAM(Descent):
         """Multiply the direction by radius/norm in place, with the radius of each parameter's group."""
         norm = norm + TINY
         radii = [self.radius(group) for group in self.param_groups if self.is_perturbed(group)]
-        if len({id(rho) if isinstance(rho, Tensor) else rho for rho in radii}) == 1:  # no look at a tensor's value
+        if (
+            len({id(rho) if isinstance(rho, Tensor) else rho for rho in radii}) == 1
+        ):  # tensors by identity, since comparing values would wait for the device
             torch._foreach_mul_(direction, self.within_budget(radii[0], norm) / norm)
             return
         part_of = dict(zip(params, direction, strict=True))

@@ -7,8 +7,9 @@ Xie, Pethick, Cevher: SAMPa: Sharpness-aware Minimization Parallelized, NeurIPS 
     d ← ∇L_B(y)
     θ ← base step from θ with gradient (1 - λ)∇L_{B⁻}(θ̃) + λd
 
-The two gradients of a step do not depend on each other: see `side_by_side`. The step to y is that of SGD with its
-momentum and weight decay, as in the authors' code; for other bases it is ηd. In the first step both batches are B.
+The two gradients of a step do not depend on each other: see `side_by_side`. For SGD, the step to y is that with weight
+decay and momentum, as in the authors' code, without Nesterov or dampening. For other bases it is ηd. In the first step
+both batches are B.
 BatchNorm statistics, loss and logits are those of the pass at y.
 Deviation: the authors' code needs two devices. Here one device can make both passes.
 """
@@ -39,13 +40,15 @@ class SAMPa(SideBySide):
     state_contents = "the previous gradient and batch"
     state_names = ("images", "labels")
     samplewise = True
+    perturbed_copies = 0  # y differs from θ everywhere
+    cost = "2"
     whole_first_pass = False
 
     def __init__(self, base: Optimizer, rho: float = 0.1, *, lam: float = 0.2, **further: Any) -> None:
         super().__init__(base, rho, **further)
         require_number("lam", lam, low=0, high=1)
         if self.ranks > 1:
-            allowed = "the model itself; two processes can share the passes instead: pair, trainer.side_by_side=true"
+            allowed = "the unwrapped model; for two processes use `pair` (trainer.side_by_side=true)"
             raise ArgumentError("model", "DistributedDataParallel", allowed)
         if self.ascent_share != 1:
             raise ArgumentError("ascent_share", self.ascent_share, "1, since both passes are over whole batches")
@@ -64,10 +67,10 @@ class SAMPa(SideBySide):
             raise TypeError("Invalid closure: SAMPa needs the previous batch (use sam_bench.optim.BatchClosure)")
         if self.images is None:
             self.images, self.labels = closure.images.clone(), closure.labels.clone()
-        loss, d = self.both(lambda: self.pass_at_y(closure), lambda: self.perturbed_pass(closure))
+        loss = self.both(lambda: self.pass_at_y(closure), lambda: self.perturbed_pass(closure))
         params = self.params_with_grad()
-        torch._foreach_lerp_(self.grads(params), d, self.lam)
-        torch._foreach_copy_(self.memory("previous", params), d)
+        torch._foreach_lerp_(self.grads(params), self.scratch("g", params), self.lam)
+        self.remember("previous", self.trainable(), self.scratch("g", self.trainable()))
         for kept, now in ((self.images, closure.images), (self.labels, closure.labels)):
             assert kept is not None
             kept.resize_(now.shape).copy_(now)
@@ -79,14 +82,15 @@ class SAMPa(SideBySide):
         params: list[Tensor] = []
         steps: list[Tensor] = []
         for group in self.param_groups:
-            mine = [p for p in group["params"] if p in d]
+            mine = [p for p in group["params"] if p in d and p.requires_grad]
             if not mine:
                 continue
             step = list(torch._foreach_mul([d[p] for p in mine], 1))
             if isinstance(self.innermost, SGD):
                 torch._foreach_add_(step, mine, alpha=group["weight_decay"])
-                if v := [self.state[p]["momentum_buffer"] for p in mine if group["momentum"]]:
-                    torch._foreach_add_(step, v, alpha=group["momentum"])
+                held = [(s, self.state.get(p, {}).get("momentum_buffer")) for s, p in zip(step, mine, strict=True)]
+                if moving := [(s, v) for s, v in held if v is not None]:
+                    torch._foreach_add_([s for s, _ in moving], [v for _, v in moving], alpha=group["momentum"])
             torch._foreach_mul_(step, -group["lr"])
             params, steps = params + mine, steps + step
         with self.offset_by(params, steps):

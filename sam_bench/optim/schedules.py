@@ -16,7 +16,7 @@ Schedule = Callable[[float], float]  # s = t/T in [0, 1] -> the probability of a
 
 @dataclass(frozen=True)
 class _UnitInterval:
-    """Each family stays within [0, 1] exactly if its settings do."""
+    """Each family stays within [0, 1] if its settings do."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Unpack
 
-import torch
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
@@ -36,7 +35,7 @@ class SideBySide(SAM):
     def __init__(
         self,
         base: Optimizer,
-        rho: float,
+        rho: float = 0.05,
         *,
         pair: "distributed.ProcessGroup | None" = None,
         **shared: Unpack[Shared],
@@ -47,26 +46,25 @@ class SideBySide(SAM):
         if pair is not None and pair.size() != 2:
             raise ArgumentError("pair", f"a group of {pair.size()}", "a process group of two ranks")
         if pair is not None and (self.ddp or shared.get("model") is None):
-            raise ArgumentError("pair", "a process group", "a model without DistributedDataParallel beside it")
+            allowed = "given together with a model that is not in DistributedDataParallel"
+            raise ArgumentError("pair", "a process group", allowed)
         self.pair = pair
 
-    def both(
-        self, plain: Callable[[], Tensor], perturbed: Callable[[], object], share: float = 1.0
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Make both passes, each of which leaves its gradient in `.grad`.
+    def both(self, plain: Callable[[], Tensor], perturbed: Callable[[], object], share: float = 1.0) -> Tensor:
+        """Make both passes: leave the plain one's gradient in `scratch("g")`, the perturbed one's in `.grad`.
 
         Args:
             plain: returns its loss.
             perturbed: over the whole batch.
             share: the share of the batch that the plain pass is over.
 
-        Returns the loss of the plain pass and a copy of its gradient, and leaves that of the perturbed one in `.grad`.
+        Returns the loss of the plain pass.
         """
         if self.pair is None:
             loss = plain()
-            g = self.kept()
+            self.keep_g()
             perturbed()
-            return loss, g
+            return loss
         mine = self.pair.rank()
         if mine == 0:
             loss = plain()
@@ -79,17 +77,15 @@ class SideBySide(SAM):
                     m.num_batches_tracked += 1
             loss = self.params()[0].new_zeros(())
             self.counts["propagations"] += share
-        g, statistics = self.kept(), [t for m in self.batch_norms for t in (m.running_mean, m.running_var)]
-        of_plain = [*g, loss, *(t for t in statistics if t is not None)]
+        self.keep_g()
+        statistics = [t for m in self.batch_norms for t in (m.running_mean, m.running_var)]
+        of_plain = [*self.scratch("g", self.trainable()), loss, *(t for t in statistics if t is not None)]
         of_perturbed = self.grads(self.params())
         for source, tensors in enumerate((of_plain, of_perturbed)):
             rank = distributed.get_global_rank(self.pair, source)
             as_one(tensors, partial(distributed.broadcast, src=rank, group=self.pair))
-        return loss, g
+        return loss
 
-    def kept(self) -> list[Tensor]:
-        """A copy of the gradients."""
-        params = self.params_with_grad()
-        g = self.scratch("g", params)
-        torch._foreach_copy_(g, self.grads(params))
-        return g
+    def trainable(self) -> list[Tensor]:
+        """The parameters that `scratch("g")` has the plain pass's gradients of, with zeros where it gave none."""
+        return [p for p in self.params() if p.requires_grad]

@@ -1,6 +1,7 @@
 """The implicit form of sparse SAM: a backward that leaves out the products with masked weights.
 
-Mi et al., arXiv 2306.17504. Within `SparseBackward`, linear layers and convolutions give their inputs the gradient
+Mi et al., arXiv 2306.17504. Within `SparseBackward`, linear layers and 2-d convolutions give
+their inputs the gradient
 
     ∂L/∂x = ∂L/∂y · (m ⊙ W)        instead of ∂L/∂y · W
 
@@ -8,7 +9,8 @@ and their weights the usual gradient. So the gradients of all but the last layer
 
 On an NVIDIA GPU of compute capability 8.0 or newer, in bf16, the product of a linear layer is a 2:4 sparse one if its
 sides are multiples of 64. There is no sparse convolution, so convolutions use dense products. `emulated` uses dense
-products throughout and so costs a little more than SAM. A convolution with padding="same" or "valid" is left unmasked.
+products throughout and so costs a little more than SAM. Other convolutions, and those with padding="same" or
+"valid", are left unmasked.
 """
 
 from typing import Any
@@ -44,7 +46,7 @@ ARGUMENTS: dict[Any, tuple[str, ...]] = {
 
 
 class SparseBackward(TorchFunctionMode):
-    """Context manager: linear layers and convolutions with a mask use the masked weight in their backward."""
+    """Context manager: linear layers and 2-d convolutions with a mask use the masked weight in their backward."""
 
     def __init__(self, masks: dict[Tensor, Tensor], form: str) -> None:
         super().__init__()

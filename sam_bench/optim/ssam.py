@@ -46,6 +46,7 @@ class SSAM(SAM):
 
     paper = "Mi et al., arXiv 2210.05177, 2306.17504"
     memory_copies = 2  # θ, m
+    perturbed_copies = 2
     state_copies = 1
     state_contents = "the mask"
     state_names = ("period",)
@@ -88,11 +89,11 @@ class SSAM(SAM):
         self.sparsity, self.pattern, self.n, self.m = sparsity, pattern, n, m
         self.form, self.update_steps, self.seed = form, update_steps, seed
         self.compilable, self.capturable = form == "explicit", form != "implicit"
-        self.period = -1  # of the present mask
+        self.period = -1  # of the current mask
 
     def perturbable(self) -> list[Tensor]:
         """The parameters that the mask covers."""
-        return [p for p in self.params() if p.requires_grad]
+        return [p for p in self.params() if p.requires_grad and (self.only is None or p in self.only)]
 
     def is_due(self) -> bool:
         """Whether the mask is from an earlier period, so that this step needs a new one."""

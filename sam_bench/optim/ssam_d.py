@@ -7,7 +7,8 @@ Mi et al., arXiv 2210.05177 and 2306.17504.
         drop the share f of the active weights with the smallest |g|;  grow equally many inactive ones, at random
     ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ with gradient ∇L_B(θ + ε)
 
-g is the gradient of the step's first pass. The draws depend only on (seed, period). Forms, patterns: see `ssam`.
+g is the gradient of the step's first pass. The draws depend only on (seed, period) and on the kind of device. Forms,
+patterns: see `ssam`.
 Deviations: those of `ssam`. A new mask applies from the step in which it is due; theirs changes after that step's
 perturbation and applies from the next one. As many weights grow as were dropped, so the active share is constant
 (theirs falls). A dropped weight grows again only if there are too few others. With `tensor` and `channel`, whole units
@@ -58,7 +59,8 @@ class SSAMD(SSAM):
         require_number("drop_rate", drop_rate, low=0, high=1)
         require_choice("drop", drop, CRITERIA)
         require_choice("grow", grow, CRITERIA)
-        self.total_steps, self.drop_rate, self.drop, self.grow = total_steps, drop_rate, drop, grow
+        self.total_steps: int = total_steps
+        self.drop_rate, self.drop, self.grow = drop_rate, drop, grow
 
     def begin(self) -> None:
         """Before the first step, draw a random mask."""
@@ -102,8 +104,8 @@ class SSAMD(SSAM):
         smallest = to_drop.masked_fill(~active, torch.inf).argsort(stable=True)
         dropped = smallest[sizes[smallest].cumsum(0) <= int(f * sizes[active].sum())]
         # highest score: those that stay; then the inactive ones by the criterion for growing; then the dropped ones
-        rank = (to_grow.argsort(stable=True).argsort() / len(active)).float()
-        score = torch.where(active, torch.full_like(rank, 2.0), rank).index_fill_(0, dropped, -1.0)
+        order = (to_grow.argsort(stable=True).argsort() / len(active)).float()
+        score = torch.where(active, torch.full_like(order, 2.0), order).index_fill_(0, dropped, -1.0)
         per_tensor = score.split([unit_scores(p, units).numel() for p in params])
         self.set_mask([spread(scores, p.detach(), units) for scores, p in zip(per_tensor, params, strict=True)])
 

@@ -2,12 +2,12 @@
 
 Mi et al., arXiv 2210.05177 and 2306.17504.
 
-    F = Σ over n random training examples of (∂ℓᵢ/∂θ)²           refreshed every update_steps steps, first at step 0
+    F = Σ over n random training examples of (∂ℓᵢ/∂θ)²           at the start of every period of update_steps steps
     m = 1 for the share 1 - s of all weights with the largest F
     ε = m ⊙ ρ g/‖g‖₂;  θ ← base step from θ with gradient ∇L_B(θ + ε)
 
-A refresh takes n gradients of single examples, counted as n/|B| propagations. Its examples depend only on
-(seed, refresh). Forms, patterns: see `ssam`.
+A new mask takes n gradients of single examples, counted as n/|B| propagations. Its examples depend only on
+(seed, period). Forms, patterns: see `ssam`.
 Deviations: those of `ssam`. The authors' code adds the first sample's gradient to the one of SAM left in `.grad` and
 updates the BatchNorm statistics while it scores; this does neither.
 """
@@ -32,7 +32,7 @@ class SSAMF(SSAM):
         base, rho: see `SAM`.
         sample: called with n and a seed, returns n training images (n, C, H, W) and classes (n,) on the model's device.
         samples: n ≥ 1 and at least the number of ranks, at most the number of training images.
-        batch_size: |B|, to count the propagations of a refresh; None: they are not counted.
+        batch_size: |B|, to count the propagations of a new mask; None: they are not counted.
         further: see `SSAM`. `model` is required, for its per-sample gradients.
     """
 
@@ -62,13 +62,17 @@ class SSAMF(SSAM):
             images, labels = self.sample(self.n_samples, derived_seed("fisher", self.seed, self.t // self.update_steps))
             if len(labels) < self.n_samples:
                 raise ArgumentError("samples", self.n_samples, f"at most the {len(labels)} training images")
-            mine = slice(self.rank, None, self.ranks)  # the mean of the scores has the mask of their sum
+            mine = slice(self.rank, None, self.ranks)  # the mean over ranks orders the scores as their sum does
             scores = fisher(self.model, images[mine], labels[mine])
             self.set_mask(self.mean_over_ranks([scores[p] for p in self.perturbable()]))
             self.counts["propagations"] += len(labels) / self.batch_size if self.batch_size else 0
 
     @property
+    def mask_propagations_per_step(self) -> float:
+        """n/|B| at each new mask."""
+        return self.n_samples / self.batch_size / self.update_steps if self.batch_size else 0.0
+
+    @property
     def expected_propagations_per_step(self) -> float:
-        """SAM's, and the refreshes."""
-        refresh = self.n_samples / self.batch_size if self.batch_size else 0
-        return super().expected_propagations_per_step + refresh / self.update_steps
+        """SAM's, and those of the masks."""
+        return super().expected_propagations_per_step + self.mask_propagations_per_step

@@ -1,12 +1,12 @@
 """VaSSO: SAM along a gradient whose variance is suppressed.
 
-Li, Giannakis: Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023.
+Li, Giannakis: Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023, arXiv 2309.15639.
 
     d ← (1 - θ')d + θ'g       in the first step d = g; the paper writes θ for this θ'
     ε = ρ d/‖d‖₂
     θ ← base step from θ with gradient ∇L_B(θ + ε)
 
-Deviations: none.
+Deviations: none. Under RST, d moves only in sharpness-aware steps.
 """
 
 from typing import Unpack
@@ -29,8 +29,9 @@ class VaSSO(ASAM):
         eta: η of `ASAM`, with which ε = ρ T²d/‖Td‖₂; None for the paper's ε.
     """
 
-    paper = "Li & Giannakis, NeurIPS 2023"
+    paper = "Li & Giannakis, arXiv 2309.15639"
     memory_copies = 2  # θ, d
+    perturbed_copies = 2
     state_copies = 1
     state_contents = "the direction d"
     needs_mean_g = True

@@ -26,7 +26,7 @@ MAX_WINDOW = 10_000  # the statistics at its end take time in proportion to its 
 
 
 class Window:
-    """The present window of K steps, from 1 to 10,000. a and b of the last 2K sampled steps stay on the device.
+    """The current window of K steps, from 1 to 10,000. a and b of the last 2K sampled steps stay on the device.
 
     `quota` is m of the first window, `quota_max` its maximum as a share of K, `alphas` are α₁ and α₂ ≥ 0.
     """

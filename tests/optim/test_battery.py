@@ -28,12 +28,21 @@ TWO_PASSES = (
     "asyncsam",
 )
 everyone = pytest.mark.parametrize("name", NAMES)
+WITH_SHARED = [name for name in NAMES if isinstance(build(name, problem().model), SAM)]  # with the options of SAM
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 @everyone
 def test_contract(check, name, device):
     check(lambda model: build(name, model), device=device)
+
+
+@pytest.mark.parametrize(
+    "check", [c for c in CHECKS if c.name in ("keeps_the_memory_it_claims", "keeps_its_state_round_trip")], ids=str
+)
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in WITH_SHARED), ("looksam", {"alpha": 0.0})])
+def test_memory_with_normalization_layers_alone(check, name, settings, device):
+    check(lambda model: build(name, model, only_norm=True, **settings), device=device)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ EQUAL = {
     "MESA λ=0 ≡ base": (of("mesa", lam=0.0), without_its_term("mesa")),
     "SAF, MESA before they start ≡ base": (without_its_term("saf"), without_its_term("mesa")),
     "S²-SAM ρ=0 ≡ base": (lambda m, b: S2SAM(sam(m, b, rho=0)), plain),
-    "S²-SAM p=1 ≡ SAM": (lambda m, b: S2SAM(sam(m, b), Constant(1)), sam),
+    "S²-SAM p=1 ≡ SAM": (lambda m, b: S2SAM(sam(m, b), Constant(1), TOTAL), sam),
     "S²-SAM over VaSSO θ=1 ≡ S²-SAM": (
         lambda m, b: S2SAM(build("vasso", m, b(m), theta=1.0)),
         lambda m, b: S2SAM(sam(m, b)),
@@ -87,6 +87,11 @@ EQUAL = {
     **{
         f"RST p=1 over {name} ≡ {name}": (lambda m, b, n=name: rst(build(n, m, b(m)), p=1), of(name))
         for name in SCHEDULABLE
+    },
+    **{
+        f"G-RST γ=0 over {name} ≡ base": (lambda m, b, n=name: grst(build(n, m, b(m)), gamma=0), plain)
+        for name in SCHEDULABLE
+        if name not in ("esam", "ausam", "ksam")  # whose first pass is not that of the base
     },
     **{
         f"G-RST γ=1 over {name} ≡ RST over it": (

@@ -158,7 +158,7 @@ def test_lesam(p):
     optimizer = build("lesam", p.model, base(p), rho=largest, loss_budget=sigma)
 
     def direction(net, t, b):
-        s = t / optimizer.T
+        s = t / optimizer.total_steps
         rise = min(20 * s, 1) if s < 0.8 else (1 + math.cos(math.pi * (s - 0.8) / 0.2)) / 2
         g = net.gradient(b.x, b.y)
         radius = min(sigma * rise / norm(g), largest)

@@ -15,6 +15,7 @@ from sam_bench.optim import (
     SAF,
     SAM,
     SSAMD,
+    SSAMF,
     VSAM,
     ArgumentError,
     AsyncSAM,
@@ -22,8 +23,8 @@ from sam_bench.optim import (
     LookSAM,
 )
 from sam_bench.schedules import Constant, Linear, Piecewise
-from sam_bench.testing.problem import problem
-from tests.optim.methods import sgd
+from sam_bench.testing.problem import BATCH, BATCHES, of_training, problem
+from tests.optim.methods import build, sgd
 
 
 class Schedulable(Descent):
@@ -63,6 +64,33 @@ def test_warmup_has_no_sharpness_aware_step(inner):
     assert optimizer.expected_propagations_per_step == 1.6
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "propagations", "forwards"),
+    [
+        ("mesa", {"start_epochs": 1}, 1, 2 / 3),  # three epochs
+        ("vsam", {"sam_epochs": 1}, 1 + 1 / 3 + 2 / 3 * 0.45, 0),
+    ],
+)
+def test_the_expected_cost_of_a_whole_training(name, settings, propagations, forwards):
+    optimizer = build(name, problem().model, **settings)
+    assert optimizer.expected_propagations_per_step == pytest.approx(propagations)
+    assert optimizer.expected_forwards_per_step == pytest.approx(forwards)
+
+
+def test_rst_expects_new_masks_however_few_of_its_steps_are_those_of_ssam():
+    p = problem()
+    training = of_training(p.model)
+    masked = SSAMF(
+        sgd(p.model), model=p.model, update_steps=BATCHES, samples=BATCH, batch_size=BATCH, sample=training["sample"]
+    )
+    steps = 40 * BATCHES
+    optimizer = RST(masked, Constant(0.5), steps)
+    p.run(optimizer, steps)
+    assert optimizer.expected_propagations_per_step == pytest.approx(1.5 + 1 / BATCHES)
+    found = optimizer.propagations - optimizer.sharpness_aware_steps - steps
+    assert found == pytest.approx(steps / BATCHES, abs=3)  # a period of seven steps without any is rare
+
+
 def test_steps_past_the_end_draw_with_the_last_probability(inner):
     assert all(RST(inner, Linear(0, 1), 10).draw(t) for t in range(10, 40))
 
@@ -98,6 +126,7 @@ def test_gamma_for_a_target_weight(inner):
         (lambda i: S2SAM(RST(i, Constant(1), 1)), "Invalid inner: RST"),
         (lambda i: S2SAM(SAM(i.base, ascent_share=0.5)), "Invalid inner: SAM .ascent_share=1"),
         (lambda i: S2SAM(SAM(i.base, stable=True)), "Invalid inner: SAM .ascent_share=1"),
+        (lambda i: S2SAM(i, Linear(0, 1)), "Invalid total_steps: None"),
         (lambda i: RST(S2SAM(i), Constant(1), 1), "Invalid inner: S2SAM"),
         (lambda i: RST(AsyncSAM(i.base), Constant(1), 1), "Invalid inner: AsyncSAM"),
         (lambda i: SAM(i.base, loss_budget=-1, total_steps=9), "Invalid loss_budget: -1"),

@@ -60,7 +60,7 @@ def refusals(rank, ranks):
 def test_a_pair_needs_the_model_itself(tmp_path):
     for found in on_ranks(2, tmp_path / "ranks", refusals):
         assert len(found) == 2
-        assert all("a model without DistributedDataParallel beside it" in each for each in found)
+        assert all("a model that is not in DistributedDataParallel" in each for each in found)
 
 
 def test_wrong_arguments():

@@ -13,6 +13,7 @@ from sam_bench.optim import ASAM, GSAM, RST, SAM, ArgumentError, Constant, LookS
 from sam_bench.optim.closure import SampleClosure
 from sam_bench.testing.dispatch import operations_around
 from sam_bench.testing.problem import TOTAL, problem, same, weights
+from tests.optim.methods import build
 
 
 def split(model: nn.Module) -> tuple[list, list]:
@@ -223,6 +224,58 @@ def test_a_parameter_that_a_pass_does_not_reach_may_be_zeroed_in_place(device):
     for _ in range(3):
         optimizer.step(closure)
     assert not other.any()
+
+
+@pytest.mark.parametrize("returned", [None, 0.5, (torch.zeros(()), 1)], ids=["nothing", "a float", "a tuple"])
+def test_a_closure_that_returns_no_tensor_is_refused(returned, device):
+    p = problem(device)
+    optimizer = SAM(SGD(p.model.parameters(), lr=0.1), model=p.model)
+    p.closure(optimizer)()
+    with pytest.raises(TypeError, match=f"it returned {type(returned).__name__} .it must return the loss, a tensor"):
+        optimizer.step(lambda: (optimizer.zero_grad(), returned)[1])
+
+
+def test_a_missing_base_is_refused():
+    for make in (lambda: SAM(None), lambda: SAM(base=None)):
+        with pytest.raises(TypeError, match="Invalid base: NoneType"):
+            make()
+
+
+@pytest.mark.parametrize("name", ["s2sam", "asyncsam"])
+def test_a_kept_gradient_is_that_of_the_previous_step_alone(name, device):
+    """A parameter that had no gradient in it is not perturbed, and neither is one that is frozen."""
+    a, b = (torch.ones(1, device=device, requires_grad=True) for _ in range(2))
+    optimizer, seen = build(name, nn.ParameterList([a, b]), SGD([a, b], lr=0.1)), []
+
+    def step(uses):
+        def closure():
+            optimizer.zero_grad()
+            seen.append((a.item(), b.item()))
+            loss = a.sum() if uses == "a" else (a + b).sum()
+            loss.backward()
+            return loss
+
+        before = a.item(), b.item()
+        seen.clear()
+        optimizer.step(closure)
+        return [x != y for x, y in zip(before, seen[-1], strict=True)]  # which are perturbed in the last pass
+
+    step("b")
+    assert step("a") == [True, True]
+    assert step("b") == [True, False]
+    assert step("b") == [True, True]
+    b.requires_grad_(False)
+    assert step("a") == [True, False]
+
+
+def test_the_momentum_of_a_frozen_parameter_perturbs_nothing(device):
+    p = problem(device)
+    optimizer = build("msam", p.model)
+    p.run(optimizer, 2)
+    frozen = next(p.model.parameters()).requires_grad_(False)
+    before, seen = frozen.clone(), []
+    optimizer.step(p.closure(optimizer, before=lambda: seen.append(frozen.clone())))
+    assert all(torch.equal(each, before) for each in seen)
 
 
 def test_step_hooks_get_what_torch_gives_them(device):
