@@ -177,7 +177,7 @@ def create_optimizer(settings: OptimizerSettings, groups: list[dict[str, Any]], 
 
 
 def create_model(settings: Target, classes: int, channels: int, image_size: int) -> nn.Module:
-    """The network for images (channels, image_size, image_size), drawn from torch's global generator."""
+    """The model for images (channels, image_size, image_size), drawn from torch's global generator."""
     model = call("model", settings, num_classes=classes, in_chans=channels, img_size=image_size)
     if not isinstance(model, nn.Module):
         raise SettingError(

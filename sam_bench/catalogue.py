@@ -32,7 +32,7 @@ optimizer has settings of its own, `optimizer.base.lr` and the like, in `conf/op
 
 In the formulas, θ are the weights, L_B is the mean loss of the batch B, g = ∇L_B(θ), ε is the perturbation, ρ its
 radius, gₛ = ∇L_B(θ + ε), ⊙ is the elementwise product, and t is the current one of T steps. The inner method is the
-one that RST, G-RST and late SAM wrap.
+one that RST, G-RST, late SAM and S²-SAM wrap.
 
 `make docs` writes this page from the classes and the files in `conf/optimizer/`."""
 HEAD = "`optimizer=` | propagations per step | memory | single samples | under RST | paper"
@@ -88,10 +88,15 @@ def linked(paper: str) -> str:
     return re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", paper)
 
 
-def header_of(name: str) -> str:
-    """The comment at the head of a method's file."""
+def comment_of(name: str) -> list[str]:
+    """The lines of the comment at the head of a method's file."""
     lines = (CONF / "optimizer" / f"{name}.yaml").read_text().splitlines()
-    return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    return [line.removeprefix("#").removeprefix(" ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+
+
+def header_of(name: str) -> str:
+    """That comment without its formula."""
+    return " ".join(line for line in comment_of(name) if not line.startswith("    ")).strip()
 
 
 def is_own(name: str) -> bool:
@@ -104,7 +109,8 @@ def section(name: str) -> str:
     optimizer = with_defaults(name)
     lead = (sys.modules[type(optimizer).__module__].__doc__ or "").partition("\n")[0]
     parts = [f"## `{name}`", *([lead] if is_own(name) else []), linked(header_of(name))]
-    if formula := formula_of(type(optimizer)):
+    own = "\n".join(line.strip() for line in comment_of(name) if line.startswith("    "))
+    if formula := own or formula_of(type(optimizer)):
         parts.append(f"```text\n{formula}\n```")
     if optimizer.state_contents:
         parts.append(f"A checkpoint also holds {optimizer.state_contents}.")

@@ -37,15 +37,14 @@ def choose(panel: Panel, failed: list[dict[str, Any]]) -> dict[str, Any]:
         lost.setdefault(method_name(settings["optimizer.name"], settings.get("optimizer.inner.name")), []).append(
             settings
         )
-    for what, numbers in (
-        ("trials", {name: len(trials) + len(lost[name]) for name, trials in methods.items()}),
-        ("seeds", {name: _seeds(trials) for name, trials in methods.items()}),
-    ):
-        if len(set(numbers.values())) > 1:
-            fewest, most = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
+    numbers = {name: len(trials) + len(lost[name]) for name, trials in methods.items()}
+    seeds = {name: _seeds(trials) for name, trials in methods.items()}
+    for has, of_each in (("{} trials", numbers), ("the seeds {}", seeds)):
+        if len(set(of_each.values())) > 1:
+            fewest, most = (by(of_each, key=lambda name: of_each[name]) for by in (min, max))
             raise SettingError(
-                f"{panel.title}: {fewest} has {what} {numbers[fewest]}, {most} has {what} {numbers[most]}; "
-                "equal tuning needs the same (python -m sam_bench.status shows what is missing)"
+                f"{panel.title}: {fewest} has {has.format(of_each[fewest])}, {most} has {of_each[most]}; equal tuning "
+                "needs the same (python -m sam_bench.status shows what is missing)"
             )
     return {
         "tuned_on": panel.title,
@@ -100,7 +99,10 @@ def main(arguments: list[str]) -> None:
     try:
         found, failed = _single(folder), _failed(folder)
         if failed and len(found) > 1:
-            raise SettingError(f"{folder}: has failed trials of more than one tuning; give a folder with one")
+            raise SettingError(
+                f"{folder}: has trials on several data sets or models, and a failed trial cannot be assigned to one; "
+                "give a folder with one data set and model"
+            )
         chosen = {f"{p.cells[0].first['dataset']}-{p.cells[0].first['model']}": choose(p, failed) for p in found}
         for name, content in chosen.items():
             if not re.fullmatch(r"\w[\w.-]{0,99}", name):

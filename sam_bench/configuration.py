@@ -103,6 +103,16 @@ def wraps_a_method(settings: dict[str, Any]) -> bool:
     return any("inner" in each for each in settings.get("defaults", []) if isinstance(each, dict))
 
 
+def choices_in(group: str) -> str:
+    """The files of a group, such as `optimizer/base`, as a list in an error."""
+    return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
+def wrapping_methods() -> str:
+    """The methods that wrap another one, as a list in an error."""
+    return ", ".join(name for name, file in optimizer_files(CONF).items() if wraps_a_method(file))
+
+
 def store_inner_methods(conf: Path) -> None:
     """Make `optimizer/inner=NAME` the settings of conf/optimizer/NAME.yaml without its base, so one file serves both.
 

@@ -120,7 +120,7 @@ def hessian(
             model, nn.CrossEntropyLoss(), params, batches, check_deterministic=False, num_data=count
         )
         k, tol = effort.eigenvalues, effort.tolerance
-        # few Lanczos vectors: the largest eigenvalues of a network stand apart
+        # few Lanczos vectors: the largest eigenvalues of a model stand apart
         lanczos = min(size, max(8, 4 * k))
         values = eigsh(matrix.to_scipy(), k, which="LA", v0=first, ncv=lanczos, tol=tol, return_eigenvectors=False)
         samples = torch.empty(effort.samples)

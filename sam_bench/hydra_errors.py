@@ -7,7 +7,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_bench.configuration import CONF, group_files
+from sam_bench.configuration import CONF, group_files, wrapping_methods
 from sam_bench.errors import did_you_mean, reason
 from sam_bench.settings import for_dataset, leaves
 
@@ -37,7 +37,7 @@ def one_line(error: BaseException, arguments: list[str]) -> str:
         return f"{error.override}: is not NAME=VALUE ({reason(error)})"
     if found := re.match(r"Could not override '(.+?)'\. No match in the defaults list", text):
         if found[1] == "optimizer/inner":
-            return "optimizer/inner: this optimizer wraps no other method; rst, grst and late_sam do"
+            return f"optimizer/inner: this optimizer wraps no other method; {wrapping_methods()} do"
         return f"{found[1]}: is not a group of this configuration; --help lists the groups"
     if (found := re.match(r"Error merging override (\S+?)=", text)) and cause:
         return f"{found[1]}: {reason(cause)}"

@@ -304,7 +304,10 @@ class SubmititLauncher(Parallel):
         try:
             import submitit
         except ImportError as error:
-            raise SettingError("hydra/launcher: submitit is not installed; pip install submitit") from error
+            raise SettingError(
+                f"hydra/launcher=submitit_{self.cluster}: submitit is not installed; pip install submitit, or choose "
+                "hydra/launcher=joblib"
+            ) from error
         job = self.start(job_overrides)
         try:
             executor = submitit.AutoExecutor(
@@ -392,7 +395,9 @@ class RayLauncher(Parallel):
         try:
             import ray
         except ImportError as error:
-            raise SettingError('hydra/launcher=ray: Ray is not installed; pip install "sam_bench[ray]"') from error
+            raise SettingError(
+                "hydra/launcher=ray: Ray is not installed; pip install ray, or choose hydra/launcher=joblib"
+            ) from error
         job = self.start(job_overrides)
         if not ray.is_initialized():
             ray.init(**self.init)

@@ -151,11 +151,16 @@ class TrainerSettings(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+            raise ValueError(
+                f"trainer.accumulate={self.accumulate}: should divide trainer.batch_size={self.batch_size}"
+            )
         if self.fsdp and not self.sync_perturbation:
-            raise ValueError("fsdp=true: needs sync_perturbation=true, since FSDP reduces the gradient of every pass")
+            why = "since FSDP reduces the gradient of every pass"
+            raise ValueError(f"trainer.fsdp=true: needs trainer.sync_perturbation=true, {why}")
         if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs} is more than epochs={self.epochs}")
+            raise ValueError(
+                f"trainer.warmup_epochs={self.warmup_epochs}: should be at most trainer.epochs={self.epochs}"
+            )
         return self
 
 
@@ -171,7 +176,7 @@ class LoggerSettings(Strict):
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
         if self.name == "none" and (ignored := sorted(self.model_fields_set - {"name"})):
-            raise ValueError(f"{ignored[0]} has no effect with logger=none; choose logger=wandb")
+            raise ValueError(f"logger.{ignored[0]}: has no effect with logger=none; choose logger=wandb")
         return self
 
 
@@ -213,7 +218,10 @@ class Settings(Strict):
                 raise SettingError(f"{group}={shown(given)}: should be a file of conf/{group}/ (--help lists them)")
         takes_schedule = str(unresolved["optimizer"].get("schedule")) == "${schedule}"
         if takes_schedule and not unresolved.get("schedule"):
-            raise SettingError("schedule=null: this optimizer needs one; choose a file of conf/schedule/")
+            from sam_bench.configuration import choices_in  # which imports this module
+
+            name = choices.get("optimizer")
+            raise SettingError(f"schedule=null: optimizer={name} needs one; choose {choices_in('schedule')}")
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
         except (OmegaConfBaseException, RecursionError) as error:
@@ -350,12 +358,16 @@ def _name(values: dict[str, Any], group: str, choices: Mapping[str, Any]) -> Non
     file = group.replace(".", "/")
     if (chosen := values.get(key)) is None:
         if key == "base":
-            raise SettingError(f"{group}=null: should be a file of conf/{file}/, chosen with {file}=NAME")
+            from sam_bench.configuration import choices_in
+
+            raise SettingError(f"{group}=null: an optimizer needs one; choose {file}={choices_in(file)}")
         return
     if not isinstance(chosen, dict) or "_target_" not in chosen:
         if group == "optimizer.inner" and choices.get(file) is None:
+            from sam_bench.configuration import wrapping_methods
+
             optimizer = choices.get("optimizer")
-            raise SettingError(f"optimizer.inner: optimizer={optimizer} wraps no other method; rst and grst do")
+            raise SettingError(f"optimizer.inner: optimizer={optimizer} wraps no other method; {wrapping_methods()} do")
         raise SettingError(f"{group}={chosen}: should be a group with a _target_; choose a file with {file}=NAME")
     if not isinstance(target := chosen["_target_"], str):
         raise SettingError(f"{group}._target_={shown(target)}: should be the dotted name of a class or function")
@@ -388,7 +400,7 @@ def _first_line(error: ValidationError, values: dict[str, Any]) -> str:
         known = list(group.model_fields)
         return f"{name}: no such setting{did_you_mean(setting, known)}; {where or 'there'} has {', '.join(known)}"
     what = what_is_wrong(error)
-    if not name:
+    if not name or what.startswith(f"{name}."):
         return what
     if first["type"] == "missing":
         return f"{name}: is missing"

@@ -141,7 +141,7 @@ def table(all_states: list[State]) -> str:
     for each in all_states:
         cells.setdefault(each.settings.cell if each.settings else " ".join(each.overrides), []).append(each)
     lines = [
-        "| cell | setting | done | running | failed | interrupted | missing |",
+        "| cell | overrides | done | running | failed | interrupted | missing |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, seeds in cells.items():
@@ -181,7 +181,8 @@ def remaining(all_states: list[State]) -> str:
     todo = [each for each in all_states if each.state not in ("done", "refused")]
     refused = sum(each.state == "refused" for each in all_states)
     if not todo:
-        return f"{refused} runs are refused; the others are done" if refused else "nothing remains"
+        runs = "1 run is" if refused == 1 else f"{refused} runs are"
+        return f"{runs} refused; the others are done" if refused else "nothing remains"
     known = [found for each in todo if (found := estimate(each, done))]
     if not known:
         return "remaining: unknown until a run has finished"
@@ -189,7 +190,8 @@ def remaining(all_states: list[State]) -> str:
     unknown = len(todo) - len(known)
     return (
         f"remaining: {duration(seconds)} and {propagations:,.0f} propagations in one process, estimated from the "
-        f"{len(done)} finished runs" + (f"; the other {unknown} resemble no finished run" if unknown else "")
+        f"{len(done)} finished run{'s' * (len(done) > 1)}"
+        + (f"; for {unknown} more, no run with the same data and model has finished" if unknown else "")
     )
 
 

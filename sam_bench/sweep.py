@@ -51,13 +51,13 @@ def runs_of(
             raise SettingError(f"{override.input_line}: give one {_name(override)} at a time")
     experiment, protocol = choices.get("experiment"), choices.get("protocol")
     scales = {name: settings.get(name) for name in PROTOCOLS if settings.get(name)}
+    available = ", ".join(name for name in PROTOCOLS if name != "paper" or name in scales)
     if scales and not protocol:
-        raise SettingError(f"protocol: experiment={experiment} needs one; choose {', '.join(PROTOCOLS)}")
+        raise SettingError(f"protocol: experiment={experiment} needs one; choose {available}")
     scale = scales.get(protocol or "") or settings.get("scale")
     if protocol and not scale:
         raise SettingError(
-            f"protocol={protocol}: experiment={experiment or 'none'} has no such scale; choose "
-            f"{', '.join(name for name in PROTOCOLS if name != 'paper')}"
+            f"protocol={protocol}: experiment={experiment or 'none'} has no such scale; choose {available}"
         )
     rows = settings.get("rows") or settings.get("params")
     for name, products in (("rows", rows), (f"the scale of protocol={protocol}", scale)):

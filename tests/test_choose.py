@@ -198,7 +198,7 @@ def test_unequal_or_unvalidated_trials_are_refused(tuned, capfd):
     tuned(*SWEEP, "optimizer=sam", "optimizer.rho=0.3")
     with pytest.raises(SystemExit):
         run(tuned.runs, capfd)
-    assert "sgd has trials 3, sam has trials 4; equal tuning needs the same" in one_line(capfd.readouterr().err)
+    assert "sgd has 3 trials, sam has 4; equal tuning needs the same" in one_line(capfd.readouterr().err)
     tuned(*TINY, "trainer.epochs=2", "optimizer=sam", f"runs={tuned.runs}/other")
     with pytest.raises(SystemExit):
         run(tuned.runs / "other", capfd)

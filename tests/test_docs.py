@@ -1,5 +1,6 @@
 """The code of the documents runs as it stands there; so do their commands, the long ones shortened as stated here."""
 
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from sam_bench import command as entry_point
 from sam_bench.curvature import Effort
 from sam_bench.report import __main__ as report
 from sam_bench.testing import __main__ as testing
+from tests.command import TINY
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -54,6 +56,17 @@ def names() -> dict:
 @pytest.mark.parametrize(("page", "block"), PYTHON, ids=lambda x: x[:30])
 def test_a_block_of_code_runs(page, block):
     exec(block, names())
+
+
+def test_the_page_of_the_files_has_every_key(command):
+    command(*TINY, "trainer.test_perturbation=true", "sharpness=cheap", "optimizer=sam")
+    (folder,) = command.folders()
+    columns = (folder / "metrics.csv").read_text().partition("\n")[0].split(",")
+    keys = list(json.loads((folder / "result.json").read_text()))
+    _, of_metrics, of_result = (DOCS / "files.md").read_text().split("\n## ")
+    for page, expected in ((of_metrics, columns), (of_result, keys)):
+        first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+        assert sorted(re.findall(r"`(\w+)`", "".join(first_cells))) == sorted(expected)
 
 
 def test_there_are_calls_in_the_tables():

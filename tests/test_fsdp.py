@@ -56,7 +56,9 @@ def test_the_run_is_that_of_one_process_and_continues_on_any_number_of_ranks(tmp
 
 def test_what_shards_cannot_do_is_refused(command):
     refused = {
-        ("trainer.sync_perturbation=false",): "trainer: fsdp=true: needs sync_perturbation=true, since FSDP reduces",
+        (
+            "trainer.sync_perturbation=false",
+        ): "trainer.fsdp=true: needs trainer.sync_perturbation=true, since FSDP reduces",
         (): "trainer.fsdp=true: needs several processes; start them with torchrun",
     }
     for arguments, message in refused.items():

@@ -129,7 +129,7 @@ def test_a_refused_cell_is_named_and_the_others_are_listed(tmp_path):
     )
     refused = [each for each in found if each.state == "refused"]
     assert {each.state for each in found} == {"missing", "refused"}
-    assert all("accumulate=3 does not divide" in each.note for each in refused)
+    assert all("trainer.accumulate=3: should divide trainer.batch_size" in each.note for each in refused)
 
 
 def test_the_estimate_prefers_what_is_most_like_the_run(command):

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
                     print(f"error: {error}", file=sys.stderr)
                     failed = True
                     continue
-                print(f"{each / 'index.html'}: {pages[-1].runs} runs of {pages[-1].cells} settings", flush=True)
+                print(f"{each / 'index.html'}: {pages[-1].runs} runs of {pages[-1].cells} cells", flush=True)
             if inside and pages:
                 files.replace(folder / "index.html", index(pages))
                 print(folder / "index.html")

@@ -176,7 +176,9 @@ def collect(folders: list[Path]) -> list[Cell]:
                     f"{path}: has the same settings and seed as {before}; give only one of the two folders"
                 )
         if not found:
-            raise SettingError(f"{folder}: no finished run in it (a folder with result.json)")
+            if not folder.is_dir():
+                raise SettingError(f"{folder}: is not a folder")
+            raise SettingError(f"{folder}: has no finished run (FOLDER/CELL/seed-N/result.json)")
     ordered = [[seeds[seed] for seed in sorted(seeds)] for seeds in cells.values()]
     return [Cell([result for _, result in each], [path.parent for path, _ in each]) for each in ordered]
 

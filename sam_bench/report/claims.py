@@ -39,6 +39,7 @@ from sam_bench.report.tables import SHARPNESS, Table, escaped, sharpness, shown_
 from sam_bench.settings import shown, what_is_wrong
 
 FILE = "claims.yaml"
+VERDICTS = {"holds": "Holds", "fails": "Does not hold", "undecided": "Undecided", "incomplete": "Not decided yet"}
 WITHIN = 0.9  # level of the interval of the rules with a margin
 Selection = dict[str, int | float | bool | str | None]
 Selections = Annotated[list[Selection], BeforeValidator(lambda given: [given] if isinstance(given, dict) else given)]
@@ -66,8 +67,10 @@ class Claim(BaseModel):
     def _is_whole(self) -> Self:
         if (self.rule in ("equivalent", "not worse")) != (self.margin > 0):
             raise ValueError("margin belongs to the rules equivalent and not worse, which need one")
-        if (self.rule == "decreases") != (self.sharpness in SHARPNESS):
-            raise ValueError(f"sharpness belongs to the rule decreases; it should be one of {', '.join(SHARPNESS)}")
+        if self.rule == "decreases" and self.sharpness not in SHARPNESS:
+            raise ValueError(f"sharpness: should be one of {', '.join(SHARPNESS)} for the rule decreases")
+        if self.rule != "decreases" and self.sharpness is not None:
+            raise ValueError(f"sharpness: belongs to the rule decreases, and this is {self.rule}")
         if (self.rule == "decreases") == bool(self.than):
             raise ValueError("than belongs to all rules but decreases")
         return self
@@ -110,12 +113,9 @@ class Decision:
         p = "" if math.isnan(self.p) else f", p = {_p(self.p)}"
         if not math.isnan(self.corrected) and self.verdict != "incomplete":
             p += f" (after Holm's correction {_p(self.corrected)})"
-        begin = {
-            "holds": "Holds",
-            "fails": "Does not hold",
-            "undecided": "Undecided",
-            "incomplete": f"Not decided yet, {claim.seeds} seeds are planned",
-        }[self.verdict]
+        begin = VERDICTS[self.verdict]
+        if self.verdict == "incomplete":
+            begin += f", {claim.seeds} seeds are planned"
         best = f" The best of {claim.candidates} candidates." if claim.candidates else ""
         return f"{begin}: {found}{margin}, {self.n}{p}.{best}"
 
@@ -129,12 +129,17 @@ def read(folder: Path) -> list[Claim]:
         entries = yaml.safe_load(path.read_text())
         if not isinstance(entries, list):
             raise SettingError(f"{path}: should be a list of claims")
-        return [Claim.model_validate(entry) for entry in entries]
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
-        raise SettingError(f"{path}: {where or 'a claim'}: {what_is_wrong(error)}") from error
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise SettingError(f"{path}: {reason(error)}") from error
+    claims = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            claims.append(Claim.model_validate(entry))
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
+            what = ": ".join(filter(None, [where, what_is_wrong(error)]))
+            raise SettingError(f"{path}: claim {number}: {what}") from error
+    return claims
 
 
 def decide(claims: Sequence[Claim], tables: Sequence[Table]) -> list[Decision]:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from sam_bench.report.canvas import INK, STYLE, Canvas, Figure
 from sam_bench.report.cells import NAMED, Cell
-from sam_bench.report.claims import Decision
+from sam_bench.report.claims import VERDICTS, Decision
 from sam_bench.report.statistics import Interval
 from sam_bench.report.tables import SHARPNESS, Row, Table, sharpness
 
@@ -248,7 +248,7 @@ def _forest(table: Table, intervals: dict[int, Interval], dots: dict[int, list[f
     return canvas
 
 
-VERDICTS = {"holds": ("o", "#00a878"), "fails": ("X", "#d04a35"), "undecided": ("D", INK), "incomplete": (".", INK)}
+MARK_OF = {"holds": ("o", "#00a878"), "fails": ("X", "#d04a35"), "undecided": ("D", INK), "incomplete": (".", INK)}
 
 
 def claims(table: Table, decisions: Sequence[Decision]) -> Iterator[Figure]:
@@ -259,21 +259,21 @@ def claims(table: Table, decisions: Sequence[Decision]) -> Iterator[Figure]:
     canvas = Canvas(1.1 + 0.27 * len(mine))
     (axes,) = canvas.axes
     for place, each in enumerate(reversed(mine)):
-        mark, tone = VERDICTS[each.verdict]
+        mark, tone = MARK_OF[each.verdict]
         if margin := each.claim.margin:
             low = -margin
             high = margin if each.claim.rule == "equivalent" else max(margin, each.interval.estimate)
             axes.barh(place, high - low, left=low, height=0.62, color=INK, alpha=0.1)
         bars = error_bars(each.interval)
         axes.errorbar(each.interval.estimate, place, xerr=bars, fmt=mark, ms=6, color=tone, lw=1.4, capsize=2)
-    labels = [f"{short(each.claim.claim, 70)}: {each.verdict}" for each in reversed(mine)]
+    labels = [f"{short(each.claim.claim, 70)}: {VERDICTS[each.verdict].lower()}" for each in reversed(mine)]
     axes.set_yticks(range(len(mine)), labels, fontsize=7.5)
     axes.grid(axis="y", visible=False)
     axes.axvline(0, color=INK, lw=0.9)
     axes.set_xlabel("difference, percentage points")
     caption = (
         "Differences with the interval that decides: 95 %, or 90 % for claims with a margin, which is shaded. Circle: "
-        "holds. Cross: does not hold. Diamond: undecided. Dot: not all seeds have been trained."
+        "holds. Cross: does not hold. Diamond: undecided. Dot: not decided yet."
     )
     yield canvas.finished("claims", table, "The claims", {}, caption)
 

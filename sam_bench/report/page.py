@@ -74,7 +74,7 @@ def build(cells: list[Cell], folder: Path, index: str | None = None, *, pdf: boo
     ]
     commits = sorted({str(run.get("git_commit"))[:7] for run in runs if run.get("git_commit")})
     facts = [
-        f"{len(runs)} runs of {len(cells)} settings",
+        f"{len(runs)} runs of {len(cells)} cells",
         f"protocol {', '.join(sorted(protocols))}"
         if (protocols := {r["protocol"] for r in runs if r.get("protocol")})
         else "",

@@ -160,7 +160,7 @@ def after_holm(tables: Sequence[Table]) -> str:
             said["better" if comparison.difference.estimate > 0 else "worse"].append(name)
     return (
         f"Of the {len(found)} comparisons on this page, these remain significant at 5 % after Holm's correction. "
-        f"Better: {'; '.join(said['better']) or 'none'}. Worse: {len(said['worse'])}."
+        f"Better: {'; '.join(said['better']) or 'none'}. Worse: {'; '.join(said['worse']) or 'none'}."
     )
 
 

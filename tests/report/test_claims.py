@@ -188,7 +188,7 @@ def test_how_often_a_rule_is_wrong():
         ({"margin": 0.5}, "margin belongs to the rules equivalent and not worse, which need one"),
         ({"than": []}, "than belongs to all rules but decreases"),
         ({"seeds": 1}, "seeds: should be greater than or equal to 2"),
-        ({"sharpness": "lambda_max"}, "sharpness belongs to the rule decreases; it should be one of lambda_max"),
+        ({"sharpness": "lambda_max"}, "claim 1: sharpness: belongs to the rule decreases, and this is better"),
         ({"seed": 3}, "seed: Extra inputs are not permitted"),
     ],
 )

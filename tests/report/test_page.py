@@ -281,7 +281,7 @@ def test_a_folder_of_experiments_has_a_page_each_and_an_index(command, capfd):
     assert "1 runs of 1 settings" in capfd.readouterr().out
     with pytest.raises(SystemExit):
         command_line.main([str(command.runs / "empty")])
-    assert "no finished run in it" in capfd.readouterr().err
+    assert "has no finished run" in capfd.readouterr().err
 
 
 def test_a_page_is_the_same_when_it_is_built_again(command):

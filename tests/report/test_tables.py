@@ -230,7 +230,7 @@ def test_a_difference_of_sam_from_sgd_is_claimed_once(command):
 
 
 def test_nothing_to_report_is_said(tmp_path):
-    with pytest.raises(SettingError, match="no finished run in it"):
+    with pytest.raises(SettingError, match="has no finished run"):
         collect([tmp_path])
 
 
