@@ -1,4 +1,4 @@
-"""The picture of a folder of measurements: what a step costs, against what it counts."""
+"""Plots of the measurements in a folder: step times against counted costs."""
 
 import argparse
 import csv
@@ -17,7 +17,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def steps(paths: list[Path], out: Path) -> None:
-    """A panel a net: each contender's step over SGD's as a bar, what it counts as a mark."""
+    """A panel per model: step times relative to SGD as bars, counted costs as marks."""
     height = 1 + 0.25 * max(len(read(path)) for path in paths)
     figure, panels = plt.subplots(
         1, len(paths), figsize=(1 + 6.5 * len(paths), height), squeeze=False, layout="constrained"
@@ -34,7 +34,7 @@ def steps(paths: list[Path], out: Path) -> None:
             label = f"{ratio:.2f}   {int(row['images_per_second']):,} images/s"
             panel.text(max(ratio, count) + 0.05, name, label, va="center", size=8)
         panel.set_xlim(0, max(ratios) + 0.9)
-        panel.set_xlabel("time of a step over SGD's; the red mark is what it counts")
+        panel.set_xlabel("step time relative to SGD; red mark: counted cost")
         one = rows[-1]
         panel.set_title(f"{one['model']}, batch {one['batch_size']}, {one['precision']}, {one['device']}", size=10)
         panel.spines[["top", "right"]].set_visible(False)
@@ -43,7 +43,7 @@ def steps(paths: list[Path], out: Path) -> None:
 
 
 def scaling(path: Path, out: Path) -> None:
-    """A panel an axis: SAM's and RST's step over SGD's and over their counts."""
+    """A panel per axis: step times of SAM and RST relative to SGD, divided by their counted costs."""
     rows = read(path)
     axes = list(dict.fromkeys(row["axis"] for row in rows))
     figure, panels = plt.subplots(
@@ -58,7 +58,7 @@ def scaling(path: Path, out: Path) -> None:
         panel.set_xlabel(axis)
         panel.set_ylim(0, 1.5)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("time over SGD's, over count")
+    panels[0][0].set_ylabel("step time relative to SGD / counted cost")
     panels[0][0].legend()
     figure.savefig(out, dpi=110)
     print(f"-> {out}")
