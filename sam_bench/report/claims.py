@@ -13,14 +13,13 @@ Rules, for the difference d of the mean accuracies of `rows` and `than`, in perc
 - equivalent: holds if the 90 % interval of d lies within ±margin (two one-sided tests at 5 %: Schuirmann,
   J. Pharmacokinet. Biopharm. 15 (1987) 657), fails if it lies outside.
 - not worse: holds if the 90 % interval of d lies above -margin (a one-sided test at 5 %), fails if it lies below.
-- decreases: holds if the 95 % interval of Spearman's rank correlation of `sharpness` and accuracy lies below 0,
-  fails if it lies above 0. The points are the means of all matching rows.
+- decreases: holds if the 95 % interval of Spearman's rank correlation of `sharpness` and accuracy lies below 0 and
+  its p is at most 5 %, fails if it lies above 0 with such a p. The points are the means of all matching rows.
 
-If `rows` is the best of several candidates, `candidates` is their number. Confirm the best on fresh seeds.
+If `rows` is one of several candidates, `candidates` is their number. Confirm the best on fresh seeds.
 
-Everything else is undecided. A claim whose rows have fewer than `seeds` seeds is not decided yet. The intervals of d
-are t intervals with the standard deviation pooled over the rows of the claim, so that a method that is unstable does
-not blur the claims about others.
+Everything else is undecided. A claim is decided by the first `seeds` seeds of each row, so that further seeds cannot be
+added until it holds, and is not decided yet while there are fewer. The intervals of d are Welch's t intervals.
 """
 
 import math
@@ -66,13 +65,13 @@ class Claim(BaseModel):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if (self.rule in ("equivalent", "not worse")) != (self.margin > 0):
-            raise ValueError("margin belongs to the rules equivalent and not worse, which need one")
+            raise ValueError("margin: needed by the rules equivalent and not worse, refused by the others")
         if self.rule == "decreases" and self.sharpness not in SHARPNESS:
             raise ValueError(f"sharpness: should be one of {', '.join(SHARPNESS)} for the rule decreases")
         if self.rule != "decreases" and self.sharpness is not None:
             raise ValueError(f"sharpness: belongs to the rule decreases, and this is {self.rule}")
         if (self.rule == "decreases") == bool(self.than):
-            raise ValueError("than belongs to all rules but decreases")
+            raise ValueError("than: needed by every rule but decreases, which takes none")
         return self
 
     @property
@@ -111,13 +110,15 @@ class Decision:
         margin = f", margin ±{claim.margin:g}" if claim.rule == "equivalent" else ""
         margin = f", margin -{claim.margin:g}" if claim.rule == "not worse" else margin
         p = "" if math.isnan(self.p) else f", p = {_p(self.p)}"
-        if not math.isnan(self.corrected) and self.verdict != "incomplete":
+        if not math.isnan(self.corrected):
             p += f" (after Holm's correction {_p(self.corrected)})"
         begin = VERDICTS[self.verdict]
         if self.verdict == "incomplete":
             begin += f", {claim.seeds} seeds are planned"
-        best = f" The best of {claim.candidates} candidates." if claim.candidates else ""
-        return f"{begin}: {found}{margin}, {self.n}{p}.{best}"
+        if self.verdict == "holds" and self.corrected > 1 - LEVEL:
+            begin += " by itself, but not after Holm's correction for all claims"
+        of = f" One of {claim.candidates} candidates; the choice among them is not accounted for."
+        return f"{begin}: {found}{margin}, {self.n}{p}.{of if claim.candidates else ''}"
 
 
 def read(folder: Path) -> list[Claim]:
@@ -175,7 +176,10 @@ def _decide(claim: Claim, table: Table) -> Decision | None:
     sides = [[_one_row(claim, each, table) for each in side] for side in (claim.rows, claim.than)]
     if any(row is None for side in sides for row in side):
         return None
-    of, than = ([table.panel.accuracies[row] for row in side if row is not None] for side in sides)
+    indices = [row for side in sides for row in side]
+    if len(set(indices)) < len(indices):
+        raise SettingError(f"{FILE}: {claim.claim!r}: `rows` and `than` should be different rows, each given once")
+    of, than = ([_first(claim, table.panel.accuracies[row]) for row in side if row is not None] for side in sides)
     difference = contrast([list(cell.values()) for cell in of], [list(cell.values()) for cell in than])
     sizes = sorted({len(cell) for cell in [*of, *than]})
     n = f"n = {sizes[0]} each" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
@@ -191,27 +195,36 @@ def _decide(claim: Claim, table: Table) -> Decision | None:
     return _decision(claim, table, holds, fails, interval, n, p, sizes[0])
 
 
+def _first(claim: Claim, by_seed: dict[int, float]) -> dict[int, float]:
+    """The values of the seeds that decide the claim."""
+    return dict(sorted(by_seed.items())[: claim.seeds])
+
+
 def _trend(claim: Claim, table: Table) -> Decision | None:
     rows = [i for i, row in enumerate(table.rows) if any(_matches(each, row.cell) for each in claim.rows)]
     measured = [
-        (measures, table.panel.accuracies[i])
+        (_first(claim, measures), _first(claim, table.panel.accuracies[i]))
         for i in rows
         if (measures := sharpness(table.rows[i].cell, str(claim.sharpness), table.panel.sharpness))
     ]
-    if len(measured) < 4:  # too few for an interval
+    if len(measured) < 5:  # of four, no order has a p below 5 %
         return None
     means = [[sum(values.values()) / len(values) for values in pair] for pair in measured]
     interval, p = rank_correlation([x for x, _ in means], [y for _, y in means])
-    fewest = min(len(cell) for _, cell in measured)
-    n = f"n = {len(means)} rows"
-    return _decision(claim, table, interval.high < 0, interval.low > 0, interval, n, p, fewest)
+    fewest = min(len(values) for pair in measured for values in pair)
+    is_clear, n = p <= 1 - LEVEL, f"n = {len(means)} rows"
+    return _decision(
+        claim, table, is_clear and interval.high < 0, is_clear and interval.low > 0, interval, n, p, fewest
+    )
 
 
 def _decision(
     claim: Claim, table: Table, holds: bool, fails: bool, interval: Interval, n: str, p: float, fewest: int
 ) -> Decision:
     verdict: Any = "holds" if holds else "fails" if fails else "undecided"
-    return Decision(claim, table.panel.title, "incomplete" if fewest < claim.seeds else verdict, interval, n, p)
+    if fewest < claim.seeds:
+        verdict, p = "incomplete", math.nan
+    return Decision(claim, table.panel.title, verdict, interval, n, p)
 
 
 def _one_row(claim: Claim, selection: Selection, table: Table) -> int | None:

@@ -16,6 +16,7 @@ from sam_bench.report.cells import NAMED, Cell
 from sam_bench.report.claims import VERDICTS, Decision
 from sam_bench.report.statistics import Interval
 from sam_bench.report.tables import SHARPNESS, Row, Table, sharpness
+from sam_bench.tuning import method_name
 
 # readable on white and on black; adjacent colors stay distinct for color-blind readers
 COLORS = ("#0090d4", "#e07b00", "#00a878", "#c65bb2", "#d04a35", "#8a8f00", "#7d76e0", "#b8860b", "#3aa0a0", "#a0616a")
@@ -262,7 +263,8 @@ def claims(table: Table, decisions: Sequence[Decision]) -> Iterator[Figure]:
         mark, tone = MARK_OF[each.verdict]
         if margin := each.claim.margin:
             low = -margin
-            high = margin if each.claim.rule == "equivalent" else max(margin, each.interval.estimate)
+            highest = max(margin, *(d.interval.high for d in mine if not math.isinf(d.interval.high)), margin)
+            high = margin if each.claim.rule == "equivalent" else highest
             axes.barh(place, high - low, left=low, height=0.62, color=INK, alpha=0.1)
         bars = error_bars(each.interval)
         axes.errorbar(each.interval.estimate, place, xerr=bars, fmt=mark, ms=6, color=tone, lw=1.4, capsize=2)
@@ -409,10 +411,10 @@ def accuracy_against_setting(table: Table) -> Iterator[Figure]:
 
 
 def by_optimizer(table: Table) -> dict[str, list[int]]:
-    """The indices of the rows of each optimizer."""
+    """The indices of the rows of each optimizer, with its inner method."""
     found: dict[str, list[int]] = {}
     for i, row in enumerate(table.rows):
-        found.setdefault(row.cell.optimizer, []).append(i)
+        found.setdefault(method_name(row.cell.optimizer, row.cell.first.get("inner")), []).append(i)
     return found
 
 
@@ -539,8 +541,8 @@ def sensitivity(table: Table) -> Iterator[Figure]:
         table,
         "spread over the trials of each method",
         {},
-        "One dot per trial, the larger one is the best; the number of trials is in parentheses. A short line: the "
-        "method depends little on its settings.",
+        "One dot per trial, the larger one is the best; the number of trials is in parentheses. The length of a line "
+        "depends on the range that was searched, and includes the noise of the seeds.",
     )
 
 

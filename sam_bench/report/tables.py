@@ -80,12 +80,17 @@ class Table:
         """What is to be said below the table, in sentences."""
         return [*self._statistics(), *self._times()]
 
+    @property
+    def _from(self) -> str:
+        several = sum(len(row.cell.runs) > 1 for row in self.rows)
+        return "" if several == len(self.rows) else f", from the {several} of {len(self.rows)} rows with several seeds"
+
     def _times(self) -> list[str]:
         if self.panel.is_timed:
             return []
         return [
             f"Times are left out: with the same method and cost, the fastest run was {self.panel.slowdown:.1f} times "
-            "as fast as the slowest, so the machine also did other work."
+            "as fast as the slowest, so the machine probably did other work too."
         ]
 
     def _statistics(self) -> list[str]:
@@ -98,8 +103,8 @@ class Table:
         lines.append(
             "± is the standard deviation over the seeds. "
             f"Intervals are 95 % t intervals, {seeds}, with the standard deviation pooled over this table: "
-            f"{self.spread.deviation:.2f} percentage points with {self.spread.freedom} degrees of freedom. The "
-            f"smallest true difference from {'a reference' if self.references else 'another row'} that this table "
+            f"{self.spread.deviation:.2f} percentage points with {self.spread.freedom} degrees of freedom{self._from}. "
+            f"The smallest true difference from {'a reference' if self.references else 'another row'} that this table "
             f"detects with a power of 80 % is {self.detectable:.2f} percentage points."
         )
         for name, index in self.references.items():
@@ -172,6 +177,7 @@ class Column:
     text: Callable[[Row], str]
     value: Callable[[Row], Any]
     in_latex: bool = False  # which has fewer columns
+    in_csv: str = ""  # the title in table.csv, if it is another
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
@@ -270,7 +276,7 @@ def columns(panel: Panel) -> list[Column]:
             lambda row: row.accuracy.estimate,
             True,
         ),
-        Column("95 % interval", lambda row: _bounds(row.accuracy), lambda row: row.accuracy.low),
+        Column("95 % interval", lambda row: _bounds(row.accuracy), lambda row: row.accuracy.low, in_csv="accuracy low"),
         *(
             [
                 Column(f"gain over {panel.labels[panel.base]}, points", *compared("gain"), True),
@@ -412,20 +418,21 @@ def _tex(text: str) -> str:
 
 def comma_separated(tables: Sequence[Table]) -> str:
     """CSV with one number per cell and one row per setting, all panels below each other."""
-    titles = list(dict.fromkeys(column.title for found in tables for column in columns(found.panel)))
+    titles = list(dict.fromkeys(column.in_csv or column.title for t in tables for column in columns(t.panel)))
     text = io.StringIO()
-    extra = ["accuracy high", "gain low", "gain high", "gain verdict", "SAM verdict", "seeds"]
+    extra = ["accuracy high", "gain low", "gain high", "gain verdict", "SAM low", "SAM high", "SAM verdict", "seeds"]
     writer = csv.DictWriter(text, ["panel", *titles, *extra], lineterminator="\n")
     writer.writeheader()
     for found in tables:
         for row in found.rows:
             line: dict[str, Any] = {"panel": found.panel.title}
-            line |= {column.title: column.value(row) for column in columns(found.panel)}
+            line |= {column.in_csv or column.title: column.value(row) for column in columns(found.panel)}
             line |= {"accuracy high": row.accuracy.high}
             if row.gain:
                 line |= {"gain low": row.gain.difference.low, "gain high": row.gain.difference.high}
                 line |= {"gain verdict": row.gain.difference.verdict()}
             if row.over_sam:
+                line |= {"SAM low": row.over_sam.difference.low, "SAM high": row.over_sam.difference.high}
                 line |= {"SAM verdict": row.over_sam.difference.verdict()}
             line["seeds"] = " ".join(str(run["seed"]) for run in row.cell.runs)
             writer.writerow(

@@ -120,7 +120,7 @@ def test_a_row_with_other_epochs_is_selected_by_them_alone(tmp_path):
 def test_the_number_of_candidates_is_stated(tmp_path):
     write_runs(tmp_path, [("a", A), ("b", FAR)])
     plain, best = decided(tmp_path, [rule("better"), rule("better", candidates=12)])
-    assert best.sentence == f"{plain.sentence} The best of 12 candidates."
+    assert best.sentence == f"{plain.sentence} One of 12 candidates; the choice among them is not accounted for."
 
 
 def test_one_seed_each_decides_nothing(tmp_path):
@@ -135,8 +135,9 @@ def test_several_rows_are_compared_by_their_means(tmp_path):
     both = [{"optimizer": "b", "optimizer.rho": 2}, {"optimizer": "b", "optimizer.rho": 3}]
     (decision,) = decided(tmp_path, [rule("better", rows=both)])
     assert decision.interval.estimate == pytest.approx((3.0 + 0.1) / 2)
-    # row c, which is not part of the claim, does not matter; the mean of two rows has half the variance of one
-    half = stats.t.ppf(0.975, 6) * 0.2 * math.sqrt(1 / 3 + 1 / 6)
+    # row c, which is not part of the claim, does not matter; the mean of two rows has half the variance of one, so the
+    # degrees of freedom are 2 (1 + ¼ + ¼)²/(1² + ¼² + ¼²) = 4
+    half = stats.t.ppf(0.975, 4) * 0.2 * math.sqrt(1 / 3 + 1 / 6)
     assert decision.interval.high - decision.interval.estimate == pytest.approx(half)
 
 
@@ -169,6 +170,59 @@ def test_the_rank_correlation_has_the_interval_of_bonett_and_wright():
     assert rank_correlation(x, [1.0] * 10)[0].low == -1  # no ranks, no claim
 
 
+@pytest.mark.parametrize("n", [5, 7, 12])
+def test_p_of_a_rank_correlation_is_that_of_the_permutations(n):
+    draw, wrong, trials = np.random.default_rng(n), 0, 400
+    for _ in range(trials):
+        x, y = draw.normal(size=(2, n))
+        interval, p = rank_correlation(x, y)
+        wrong += p <= 0.05 and (interval.high < 0 or interval.low > 0)
+        if n == 5:
+            pairing = stats.permutation_test(
+                (y,), lambda y, x=x: stats.spearmanr(x, y).statistic, permutation_type="pairings", n_resamples=np.inf
+            )
+            assert p == pytest.approx(pairing.pvalue)
+            break
+    assert wrong / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+    ordered = np.arange(float(n))
+    interval, p = rank_correlation(ordered, ordered)
+    assert interval.high == 1
+    assert -0.5 < interval.low < 0.98
+    assert p == pytest.approx(2 / math.factorial(n)) if n < 10 else p < 1e-6
+
+
+def test_further_seeds_do_not_decide_anew(tmp_path):
+    write_runs(tmp_path, [("a", A), ("b", [*NEAR, 90.0, 91.0])])
+    (decision,) = decided(tmp_path, [rule("better")])
+    assert decision.interval.estimate == pytest.approx(0.1)
+    assert decision.n == "n = 3 each"
+
+
+def test_a_claim_of_a_row_about_itself_is_refused(tmp_path):
+    write_runs(tmp_path, [("a", A), ("b", FAR)])
+    with pytest.raises(SettingError, match="should be different rows, each given once"):
+        decided(tmp_path, [rule("better", than={"optimizer": "b"})])
+
+
+def test_a_verdict_that_does_not_survive_the_correction_says_so(tmp_path):
+    write_runs(tmp_path, [("a", A), ("b", [70.6, 70.8, 71.0])])
+    (alone,) = decided(tmp_path, [rule("better")])
+    assert alone.sentence.startswith("Holds: ")
+    first, *_ = decided(tmp_path, [rule("better")] + [rule("better", claim=f"{i}") for i in range(3)])
+    assert first.sentence.startswith("Holds by itself, but not after Holm's correction for all claims: ")
+
+
+@pytest.mark.parametrize(("n", "deviations"), [((10, 10, 10, 10), (0.5, 0.5, 0.5, 1.0)), ((10, 5), (0.3, 0.6))])
+def test_unequal_deviations_and_numbers_of_seeds_are_wrong_no_more_often(n, deviations):
+    """Three rows against a noisier one; ten seeds against five noisier ones. A pooled deviation is wrong in over 11 %."""
+    draw, wrong, trials = np.random.default_rng(0), 0, 2000
+    for _ in range(trials):
+        *of, than = [list(draw.normal(0, d, size)) for size, d in zip(n, deviations, strict=True)]
+        interval = contrast(of, [than]).interval(0.95)
+        wrong += not interval.low <= 0 <= interval.high
+    assert abs(wrong / trials - 0.05) < 0.02
+
+
 def test_how_often_a_rule_is_wrong():
     """Simulated: the difference is at the edge of what would be equivalent, so `holds` is wrong, in at most 5 %."""
     draw, wrong, trials = np.random.default_rng(0), 0, 2000
@@ -184,9 +238,9 @@ def test_how_often_a_rule_is_wrong():
     ("change", "message"),
     [
         ({"rule": "best"}, "rule: should be 'better', 'equivalent', 'not worse' or 'decreases'"),
-        ({"rule": "equivalent"}, "margin belongs to the rules equivalent and not worse, which need one"),
-        ({"margin": 0.5}, "margin belongs to the rules equivalent and not worse, which need one"),
-        ({"than": []}, "than belongs to all rules but decreases"),
+        ({"rule": "equivalent"}, "margin: needed by the rules equivalent and not worse, refused by the others"),
+        ({"margin": 0.5}, "margin: needed by the rules equivalent and not worse, refused by the others"),
+        ({"than": []}, "than: needed by every rule but decreases, which takes none"),
         ({"seeds": 1}, "seeds: should be greater than or equal to 2"),
         ({"sharpness": "lambda_max"}, "claim 1: sharpness: belongs to the rule decreases, and this is better"),
         ({"seed": 3}, "seed: Extra inputs are not permitted"),

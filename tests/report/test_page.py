@@ -278,7 +278,7 @@ def test_a_folder_of_experiments_has_a_page_each_and_an_index(command, capfd):
 
     command(*TINY, "trainer.epochs=1", "optimizer=sam")  # now it is a folder of runs itself
     command_line.main([str(command.runs)])
-    assert "1 runs of 1 settings" in capfd.readouterr().out
+    assert "1 runs of 1 cells" in capfd.readouterr().out
     with pytest.raises(SystemExit):
         command_line.main([str(command.runs / "empty")])
     assert "has no finished run" in capfd.readouterr().err
@@ -340,7 +340,7 @@ def test_an_odd_result_is_left_out_and_the_rest_is_shown(command, capfd):
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     command_line.main([str(command.runs)])
     out, err = capfd.readouterr()
-    assert "1 runs of 1 settings" in out
+    assert "1 runs of 1 cells" in out
     assert err.count("is not a valid result") == 4
 
 

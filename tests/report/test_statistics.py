@@ -24,6 +24,9 @@ def test_the_pooled_deviation_is_that_of_a_variance_analysis():
     assert found.freedom == 6
     assert found.deviation == pytest.approx(math.sqrt(within / 6))
     assert math.isnan(statistics.pooled([[1.0], [2.0]]).deviation)
+    equal = [0.1 + 0.2, 0.3, 0.3]  # up to rounding
+    assert len(set(equal)) == 2
+    assert math.isnan(statistics.pooled([equal]).deviation)
 
 
 def test_one_cell_has_the_t_interval_of_scipy():
@@ -99,6 +102,12 @@ def test_the_detectable_difference_in_deviations(seeds, freedom, expected):
     assert statistics.detectable_difference(seeds, seeds, Pooled(2.0, freedom)) == pytest.approx(
         2 * expected, abs=0.012
     )
+
+
+def test_a_detectable_difference_with_a_single_degree_of_freedom():
+    """In the middle of a sweep: two seeds of SGD, one of the others."""
+    found = page_of([[50.0, 50.2], [50.1], [50.3]])
+    assert 1 < found.detectable < math.inf
 
 
 def test_the_detectable_difference_is_found_in_80_of_100_tables():
