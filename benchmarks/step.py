@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.contenders import Contender, Ours, Plain, PytorchOptimizerSAM
-from sam_bench.configuration import CONF, optimizer_files
+from sam_bench.conf_files import CONF, optimizer_files
 from sam_bench.testing.dispatch import operations_around
 
 METHODS = list(optimizer_files(CONF))

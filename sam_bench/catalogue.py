@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sam_bench.build import Training
-from sam_bench.configuration import CONF, optimizer_files, own_settings, wraps_a_method
+from sam_bench.conf_files import CONF, optimizer_files, own_settings, wraps_a_method
 from sam_bench.optim import SAM, Descent
 from sam_bench.settings import Target, for_dataset, leaves
 

@@ -82,9 +82,9 @@ def save_shards(folder: Path, name: str, state: dict[str, Any]) -> dict[str, Any
 
 
 def load_shards(folder: Path, state: dict[str, Any], parameters: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Put what `save_shards` wrote into the state, on all ranks together, of which there may be another number.
+    """Load the shards into the state. All ranks call it; their number may differ from when the shards were saved.
 
-    `parameters` have the shards of this rank, by the beginning of the name.
+    `parameters` are this rank's shards, keyed by name prefix.
     """
     from torch.distributed import checkpoint
 

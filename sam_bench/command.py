@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import re
 import sys
 import traceback
 from contextlib import nullcontext, redirect_stdout
@@ -14,14 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sam_bench import hydra_errors, ranks, results
-from sam_bench.configuration import (
-    CONF,
-    flags_first,
-    folders_of,
-    group_files,
-    settings_of_run,
-    store_inner_methods,
-)
+from sam_bench.conf_files import CONF
+from sam_bench.configuration import flags_first, folders_of, settings_of_run, store_inner_methods, unused_schedule
 from sam_bench.data.listing import list_images
 from sam_bench.errors import FailedRuns, SettingError, reason
 from sam_bench.settings import Settings
@@ -45,7 +38,7 @@ def run(config: DictConfig) -> float:
         settings, notes = settings_of_run(config, job.runtime.choices, overrides, folders_of(sys.argv[1:]), in_sweep)
         for note in notes:
             print(note)
-        unused = unused_schedule(settings, overrides)
+        unused = unused_schedule(settings, overrides, folders_of(sys.argv[1:]))
         if not in_sweep:
             refuse_without_effect(config, settings, overrides, unused)
         for override in unused:
@@ -60,7 +53,7 @@ def run(config: DictConfig) -> float:
             else:
                 unfinished.append(one)
         if unfinished:
-            from sam_bench import machine  # torch takes seconds; a wrong name is answered before
+            from sam_bench import machine  # importing torch takes seconds; wrong names are reported before
             from sam_bench.train import train
 
             if settings.trainer.compile is not True:
@@ -115,21 +108,6 @@ def refuse_without_effect(config: DictConfig, settings: Settings, overrides: lis
                 raise SettingError(f"{override}: has no effect, dataset={dataset} has the value of {used}")
 
 
-def unused_schedule(settings: Settings, overrides: list[str]) -> list[str]:
-    """The overrides of a schedule that the method does not take.
-
-    Raises a SettingError for a setting that no schedule has.
-    """
-    if settings.optimizer.schedule and settings.optimizer.schedule._group:
-        return []
-    found = [each for each in overrides if re.match(r"[+~]*schedule\b", each)]
-    for override in found:
-        setting = override.lstrip("+~").partition("=")[0].partition(".")[2]
-        if setting and not any(setting in file for file in group_files("schedule", folders_of(sys.argv[1:])).values()):
-            raise SettingError(f"schedule.{setting}: no schedule has such a setting")
-    return found
-
-
 def main() -> None:
     """Run; exit with 2 if any run was refused or failed."""
     global _started
@@ -146,15 +124,16 @@ def main() -> None:
         print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except FailedRuns as error:
-        if str(error) and ranks.is_first_to_print():
+        ranks.let_the_first_print()
+        if str(error):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         if _started or before == "1":
             raise  # a fault of the program
         line = error if isinstance(error, SettingError) else hydra_errors.one_line(error, sys.argv[1:])
-        if ranks.is_first_to_print():
-            print(f"error: {line}", file=sys.stderr)
+        ranks.let_the_first_print()
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     finally:
         if before is None:

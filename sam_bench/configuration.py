@@ -1,9 +1,9 @@
-"""Where the configuration files are, and how they are composed. Imports no torch."""
+"""How the configuration of a run is composed. Imports no torch."""
 
 import argparse
+import re
 import shlex
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,27 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sam_bench import tuning
+from sam_bench.conf_files import CONF, group_files, optimizer_files, own_settings, wraps_a_method
 from sam_bench.errors import SettingError
 from sam_bench.settings import Settings, is_base_alone
-
-HERE = Path(__file__).resolve().parent
-CONF: Path = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # in a wheel, in a checkout
-
-
-@cache  # the catalogue and the tests ask for every method
-def optimizer_files(conf: Path) -> dict[str, dict[str, Any]]:
-    """The settings in conf/optimizer/, by the names of the files."""
-    paths = sorted((conf / "optimizer").glob("*.yaml"))
-    return {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in paths}  # type: ignore[misc]
-
-
-def own_settings(settings: dict[str, Any], files: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
-    """What a file in conf/optimizer/ and those it inherits say about the method: not what it wraps, nor its name."""
-    own: dict[str, Any] = {}
-    for inherited in settings.get("defaults", []):
-        if isinstance(inherited, str) and inherited != "_self_" and files:
-            own |= own_settings(files.get(inherited.rpartition("/")[2], {}), files)
-    return own | {key: value for key, value in settings.items() if key not in ("defaults", "name", "base")}
 
 
 def leave_out_where_absent(
@@ -88,29 +70,6 @@ def _has(settings: Any, name: str) -> bool:
             return False
         settings = settings[key]
     return True
-
-
-def group_files(group: str, folders: list[Path]) -> dict[str | None, dict[str, Any]]:
-    """The settings in each file of a group, with inherited ones. `optimizer.inner` has the files of `optimizer`."""
-    folder = "optimizer" if group == "optimizer.inner" else group.replace(".", "/")
-    paths = {path.stem: path for conf in reversed(folders) for path in sorted((conf / folder).glob("*.yaml"))}
-    files: dict[str, Any] = {name: OmegaConf.to_container(OmegaConf.load(path)) for name, path in paths.items()}
-    return {name: own_settings(file, files) for name, file in files.items()}
-
-
-def wraps_a_method(settings: dict[str, Any]) -> bool:
-    """Whether a file in conf/optimizer/ describes a method that wraps another one."""
-    return any("inner" in each for each in settings.get("defaults", []) if isinstance(each, dict))
-
-
-def choices_in(group: str) -> str:
-    """The files of a group, such as `optimizer/base`, as a list in an error."""
-    return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-
-
-def wrapping_methods() -> str:
-    """The methods that wrap another one, as a list in an error."""
-    return ", ".join(name for name, file in optimizer_files(CONF).items() if wraps_a_method(file))
 
 
 def store_inner_methods(conf: Path) -> None:
@@ -178,11 +137,29 @@ def settings_of_run(
     if "tuned" in config:
         notes += tuning.apply(config, choices, overrides)
     settings = Settings.of(config, choices)
-    given = [each for each in overrides if not each.startswith(("runs=", "dataset.root="))]  # of this machine
+    # those of this machine, and those that another run of the sweep takes
+    unused = left_out | set(unused_schedule(settings, overrides, folders))
+    given = [each for each in overrides if not each.startswith(("runs=", "dataset.root="))]
+    given = [each for each in given if each.lstrip("+") not in unused and each not in unused]
     command = shlex.join(["python", "-m", "sam_bench", *given])
     return settings.model_copy(
         update={"stated": [each for each in stated if each not in left_out], "command": command}
     ), notes
+
+
+def unused_schedule(settings: Settings, overrides: list[str], folders: list[Path]) -> list[str]:
+    """The overrides of a schedule that the method does not take.
+
+    Raises a SettingError for a setting that no schedule has.
+    """
+    if settings.optimizer.schedule and settings.optimizer.schedule._group:
+        return []
+    found = [each for each in overrides if re.match(r"[+~]*schedule\b", each)]
+    for override in found:
+        setting = override.lstrip("+~").partition("=")[0].partition(".")[2]
+        if setting and not any(setting in file for file in group_files("schedule", folders).values()):
+            raise SettingError(f"schedule.{setting}: no schedule has such a setting")
+    return found
 
 
 def folders_of(arguments: list[str]) -> list[Path]:

@@ -39,7 +39,7 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Effort:
-    """What a measurement takes."""
+    """How much work a measurement does."""
 
     images: int
     eigenvalues: int

@@ -7,7 +7,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_bench.configuration import CONF, group_files, wrapping_methods
+from sam_bench.conf_files import CONF, group_files, wrapping_methods
 from sam_bench.errors import did_you_mean, reason
 from sam_bench.settings import for_dataset, leaves
 

@@ -108,7 +108,7 @@ class Parallel(Launcher):
         try:
             logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SettingError(f"{logs}: cannot be made ({error.strerror})") from error
+            raise SettingError(f"{logs}: cannot be created ({error.strerror})") from error
         print(f"{len(self.names)} runs, {how}, logs in {logs}", flush=True)
         return logs.absolute()
 
@@ -146,7 +146,7 @@ class JoblibLauncher(Parallel):
         import joblib
 
         job = cloudpickle.dumps(self.start(job_overrides))
-        gpus, cores = visible_gpus(), len(os.sched_getaffinity(0))
+        gpus, cores = visible_gpus(), joblib.cpu_count()
         n = min(self.n_jobs or len(gpus) * self.jobs_per_gpu or cores, len(job_overrides))
         threads = None if gpus or "OMP_NUM_THREADS" in os.environ else max(1, cores // n)
         logs = self.logs(self.folder, f"{n} at once")
@@ -399,7 +399,7 @@ class RayLauncher(Parallel):
                 "hydra/launcher=ray: Ray is not installed; pip install ray, or choose hydra/launcher=joblib"
             ) from error
         job = self.start(job_overrides)
-        if not ray.is_initialized():
+        if is_ours := not ray.is_initialized():
             ray.init(**self.init)
         logs = self.logs(self.folder, "one Ray task each")
         try:
@@ -422,7 +422,8 @@ class RayLauncher(Parallel):
                 returns[i] = returned
                 self.announce(i, returned)
         finally:
-            ray.shutdown()
+            if is_ours:
+                ray.shutdown()
         return [returns[i] for i in range(len(job_overrides))]
 
 

@@ -86,7 +86,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start to count peak memory anew: a sweep trains several runs in one process."""
+    """Reset the peak-memory counter: a sweep trains several runs in one process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:

@@ -8,7 +8,7 @@ from torch.nn.utils import get_total_norm
 
 from sam_bench.optim import RST, S2SAM, BatchClosure, Descent
 
-COLUMNS = ("epsilon_cosine", "epsilon_norm", "loss_at_theta", "loss_rise")
+COLUMNS = ("epsilon_cosine", "epsilon_norm", "loss_at_theta", "epsilon_loss_rise")
 
 
 @torch.no_grad()
@@ -24,9 +24,9 @@ def measure(optimizer: Descent, closure: BatchClosure) -> dict[str, float | None
         epsilon_cosine: between ε and g = ∇L_B(θ), in [-1, 1].
         epsilon_norm: ‖ε‖, in the units of the weights.
         loss_at_theta: L_B(θ).
-        loss_rise: L_B(θ + ε) - L_B(θ).
+        epsilon_loss_rise: L_B(θ + ε) - L_B(θ).
 
-        All but the loss at θ are None if no pass of the step is at other weights than θ.
+        All but the loss at θ are None if no pass of the step is at other weights than θ, and each that is not finite.
     """
     if isinstance(optimizer, RST) and not isinstance(optimizer, S2SAM):
         optimizer = optimizer.inner
@@ -55,4 +55,4 @@ def measure(optimizer: Descent, closure: BatchClosure) -> dict[str, float | None
     product = sum((e * x).sum() for e, x in zip(epsilon, g, strict=True))
     norm = get_total_norm(epsilon)
     values = (product / (norm * get_total_norm(g)), norm, loss, at_epsilon - loss)
-    return {name: float(value) for name, value in zip(COLUMNS, values, strict=True)}
+    return {name: float(v) if v.isfinite() else None for name, v in zip(COLUMNS, values, strict=True)}

@@ -182,14 +182,13 @@ def collective() -> Iterator[None]:
         raise
 
 
-def is_first_to_print() -> bool:
-    """Whether this is the first rank, which prints an error of the settings, since all ranks have the same.
+def let_the_first_print() -> None:
+    """Wait, unless this is the first rank, which prints an error of the settings: all ranks have the same.
 
-    The others wait: torchrun ends all processes as soon as one exits, and that should be the first.
+    torchrun ends all processes as soon as one exits. Who is still there after the wait has an error of its own.
     """
     if RANK:
         time.sleep(30)
-    return RANK == 0
 
 
 _reports = 0
@@ -206,7 +205,8 @@ def may_report() -> bool:
         return True
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
-        return is_first_to_print()
+        let_the_first_print()
+        return True
     try:
         return distributed.distributed_c10d._get_default_store().add(f"sam_bench/error/{_reports}", 1) == 1
     except RuntimeError:

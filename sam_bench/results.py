@@ -165,7 +165,8 @@ def is_finished(settings: Settings) -> bool:
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
     """`metrics.csv`, one row per epoch."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))  # some may be new since a resume
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     files.replace(folder / "metrics.csv", text.getvalue())

@@ -68,10 +68,10 @@ class Run:
         self.epoch = 0  # finished epochs
         self.step_of_epoch = 0  # finished steps of the current epoch
         self.losses: Tensor | None = None  # of the steps of this epoch; None before it starts in this process
-        # what a checkpoint has of the current epoch, of this rank
+        # this rank's part of the current epoch, from the checkpoint
         self.losses_before, self.correct_before, self.unreadable_before = torch.empty(0), torch.zeros(()), 0
         self.seconds, self.peak_memory = 0.0, 0  # of the current epoch
-        self.extra_copies = 0.0  # most so far: the method's buffers, in copies of the weights
+        self.extra_copies = 0.0  # largest so far: the method's buffers, in copies of the weights
         self.rows: list[dict[str, Any]] = []  # of metrics.csv, one per epoch
         wanted = trainer.batch_norm_epochs
         self.batch_norm_epochs = self.optimizer.batch_norm_epochs if wanted == "auto" else wanted
@@ -128,13 +128,11 @@ class Run:
             numbers = [row["epoch"] for row in rows]
             if numbers != list(range(1, min(len(rows), epochs) + 1)) or not (rows or last["step_of_epoch"]):
                 raise ValueError(f"it has rows of {len(rows)} epochs, not of 1 to {epochs}")
-            if len({tuple(row) for row in rows}) > 1:
-                raise ValueError("its rows have different columns")
             then, self.machine_changes = last["conditions"], list(last["machine_changes"])
             self.step_of_epoch = last["step_of_epoch"]
             self.seconds, self.peak_memory = last["seconds"], last["peak_memory"]
             self.extra_copies = last["extra_copies"]
-            mine = part_of(last["of_ranks"], self.ranks.rank, self.ranks.n)
+            mine = part_of(last["of_ranks"], self.ranks)
             self.losses_before, self.correct_before = mine["losses"], mine["correct"]
             self.unreadable_before = mine["unreadable_images"]
             for statistics, value in zip(self.batch_norm_statistics, mine["batch_norm"], strict=True):
@@ -344,8 +342,9 @@ class Run:
         start = time.perf_counter()
         is_due = is_last or (self.epoch + 1) % trainer.test_every == 0
         tested = self.test(is_last, is_due)
+        measured: dict[str, float | None] = {}
         if trainer.test_perturbation:
-            tested |= self.ranks.on_first(self.perturbation) if is_due else dict.fromkeys(perturbation.COLUMNS)
+            measured = self.ranks.on_first(self.perturbation) if is_due else dict.fromkeys(perturbation.COLUMNS)
         test_seconds = time.perf_counter() - start
         check_finite(self.losses, self.model, tested, self.epoch * self.steps_per_epoch, self.settings, self.ranks)
         images = self.steps_per_epoch * trainer.batch_size
@@ -356,6 +355,7 @@ class Run:
             "train_loss": self.losses.mean().item(),
             "train_accuracy": sum(corrects) / images,
             **tested,
+            **measured,
             "propagations": self.optimizer.propagations,
             "forwards": self.optimizer.forwards,
             "sharpness_aware_steps": self.optimizer.sharpness_aware_steps,
@@ -416,7 +416,7 @@ class Run:
     def test_statistics(self, keep: bool) -> Iterator[None]:
         """Context manager: BatchNorm's statistics are re-estimated, `trainer.batch_norm_epochs`.
 
-        The averages over the batches of these epochs are kept, or those of training are put back.
+        With `keep`, the re-estimated statistics stay; otherwise those of training are restored on exit.
         """
         if not self.batch_norm_epochs:
             yield
@@ -505,7 +505,8 @@ class Run:
             try:
                 data = curvature.sample(self.dataset, settings.sharpness)
                 result["sharpness"] = curvature.measure(self.model, *data, settings.sharpness)
-            except RuntimeError as error:  # an operation without a second derivative, no memory left
+            # an operation without a second derivative, no memory left, an image that cannot be read
+            except (SettingError, RuntimeError) as error:
                 print(f"warning: sharpness={settings.sharpness}: {reason(error)}; the result is kept", file=sys.stderr)
             else:
                 results.write_result(settings.folder, result)
@@ -545,15 +546,15 @@ class Run:
         need = 10 * sum(p.numel() * p.element_size() for p in self.model.parameters())
         free = shutil.disk_usage(existing).free
         if free < need:
-            raise SettingError(f"runs={folder}: {free / 2**20:.1f} MiB free, checkpoints need {need / 2**20:.1f} MiB")
+            raise SettingError(f"{folder}: {free / 2**20:.1f} MiB free, checkpoints need {need / 2**20:.1f} MiB")
         self.lock = FileLock(folder / ".lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock.acquire(timeout=1)  # `sam_bench.status` takes it for a moment, to look
         except Timeout as error:
-            raise SettingError(f"runs={folder}: another process is already training this run") from error
+            raise SettingError(f"{folder}: another process is already training this run") from error
         except OSError as error:
-            raise SettingError(f"runs={folder}: {error.strerror}") from error
+            raise SettingError(f"{folder}: {error.strerror}") from error
 
     def open_files(self) -> None:
         """Write config.yaml, and open checkpoints and tracker."""
@@ -635,17 +636,17 @@ def warmup_then_cosine(warmup_steps: int, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def part_of(of_ranks: list[dict[str, Any]], rank: int, ranks: int) -> dict[str, Any]:
-    """What a checkpoint has of a rank. If it has another number of ranks, each gets the mean."""
-    if len(of_ranks) == ranks:
-        return of_ranks[rank]
+def part_of(of_ranks: list[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
+    """What a checkpoint has of this rank. If it has another number of ranks, each gets the mean."""
+    if len(of_ranks) == ranks.n:
+        return of_ranks[ranks.rank]
     return {
         "losses": torch.stack([each["losses"] for each in of_ranks]).mean(0),
-        "correct": torch.stack([each["correct"] for each in of_ranks]).sum(0) / ranks,
+        "correct": torch.stack([each["correct"] for each in of_ranks]).sum(0) / ranks.parts,
         "batch_norm": [
             torch.stack(same).mean(0) for same in zip(*(each["batch_norm"] for each in of_ranks), strict=True)
         ],
-        "unreadable_images": sum(each["unreadable_images"] for each in of_ranks) if rank == 0 else 0,
+        "unreadable_images": sum(each["unreadable_images"] for each in of_ranks) if ranks.is_first else 0,
     }
 
 
@@ -681,7 +682,8 @@ def check_finite(
     finite = ranks.sum(1 - finite.float()) == 0  # on all ranks
     if not finite.all():
         step = first_step + min(int((~finite).nonzero()[0]), len(losses))
-        kept = f"{settings.folder / 'last.pt'} has the epoch before" if first_step else "nothing was saved"
+        last = settings.folder / "last.pt"
+        kept = f"{last} has the last state that was saved" if first_step or last.exists() else "nothing was saved"
         sizes = {f"base.{name}": value for name, value in settings.optimizer.base.arguments.items()}
         sizes |= settings.optimizer.arguments
         if settings.optimizer.inner:

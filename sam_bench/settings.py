@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from sam_bench.conf_files import choices_in, wrapping_methods
 from sam_bench.data.listing import list_images
 from sam_bench.errors import SettingError, did_you_mean, reason
 
@@ -36,6 +37,7 @@ EXAMPLES = {
     "optimizer.base.opt": "lamb (see timm.optim.list_optimizers())",
     "model.architecture": "convnext_atto (see timm.list_models())",
 }
+SEEDS = 2**31  # their number
 IMAGE_FOLDER = "sam_bench.data.imagefolder.ImageFolder"
 
 
@@ -183,7 +185,7 @@ class LoggerSettings(Strict):
 class Settings(Strict):
     """Everything that defines a run."""
 
-    seed: NonNegativeInt = Field(lt=2**31)
+    seed: NonNegativeInt = Field(lt=SEEDS)
     runs: Path = Field(strict=False)
     dataset: DatasetSettings
     model: Target
@@ -199,7 +201,7 @@ class Settings(Strict):
 
     @model_validator(mode="after")
     def _last_seed(self) -> Self:
-        if self.seed + self.trainer.seeds > 2**31:
+        if self.seed + self.trainer.seeds > SEEDS:
             raise ValueError(f"seed={self.seed}: with trainer.seeds={self.trainer.seeds} the last is not below 2**31")
         return self
 
@@ -218,8 +220,6 @@ class Settings(Strict):
                 raise SettingError(f"{group}={shown(given)}: should be a file of conf/{group}/ (--help lists them)")
         takes_schedule = str(unresolved["optimizer"].get("schedule")) == "${schedule}"
         if takes_schedule and not unresolved.get("schedule"):
-            from sam_bench.configuration import choices_in  # which imports this module
-
             name = choices.get("optimizer")
             raise SettingError(f"schedule=null: optimizer={name} needs one; choose {choices_in('schedule')}")
         try:
@@ -238,7 +238,7 @@ class Settings(Strict):
             if method:
                 method |= for_dataset(method, values["dataset"]["name"])
         if "contents" in values["dataset"]:
-            raise SettingError("dataset.contents: is the hash of a folder's images, which is not to be set")
+            raise SettingError("dataset.contents: is computed from the images of the folder and cannot be set")
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
@@ -358,14 +358,10 @@ def _name(values: dict[str, Any], group: str, choices: Mapping[str, Any]) -> Non
     file = group.replace(".", "/")
     if (chosen := values.get(key)) is None:
         if key == "base":
-            from sam_bench.configuration import choices_in
-
             raise SettingError(f"{group}=null: an optimizer needs one; choose {file}={choices_in(file)}")
         return
     if not isinstance(chosen, dict) or "_target_" not in chosen:
         if group == "optimizer.inner" and choices.get(file) is None:
-            from sam_bench.configuration import wrapping_methods
-
             optimizer = choices.get("optimizer")
             raise SettingError(f"optimizer.inner: optimizer={optimizer} wraps no other method; {wrapping_methods()} do")
         raise SettingError(f"{group}={chosen}: should be a group with a _target_; choose a file with {file}=NAME")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from sam_bench import checkpoint, curvature, machine, results
 from sam_bench.errors import SettingError, reason
@@ -19,23 +20,31 @@ from sam_bench.settings import Settings
 def add_to_result(settings: Settings, kind: str) -> dict[str, Any]:
     """Measure a finished run from its last checkpoint and write its result again; returns the result.
 
-    Raises a SettingError if the run is not finished, or its checkpoint is not there any more.
+    A run that has been measured, in this way or more fully, is left as it is. Raises a SettingError if the run is not
+    finished, its checkpoint is not there any more, or another process uses the run folder.
     """
     result = results.read_of(settings)
     if result is None:
         raise SettingError(f"{settings.folder}: is not finished; its sharpness is that of the last weights")
+    if results.has_sharpness(result, kind):
+        return result
     last = checkpoint.load(settings.folder / "last.pt", settings.config_hash, settings.seed)
     if last is None:
         raise SettingError(f"{settings.folder}: has no last.pt; give another runs=FOLDER to train it again")
     if "shards" in last:
         raise SettingError(
-            f"{settings.folder}: has the weights of trainer.fsdp=true, which sharpness is not measured of"
+            f"{settings.folder}: was trained with trainer.fsdp=true; sharpness needs weights that are not sharded"
         )
     device = machine.pick_device(settings.trainer.device)
     run = Run(settings, device)  # of which only the model and the data are used
     run.model.load_state_dict(last["model"])
-    result = {**result, "sharpness": curvature.measure(run.model, *curvature.sample(run.dataset, kind), kind)}
-    results.write_result(settings.folder, result)
+    try:
+        with FileLock(settings.folder / ".lock", timeout=1):
+            measures = curvature.measure(run.model, *curvature.sample(run.dataset, kind), kind)
+            result = {**result, "sharpness": measures}
+            results.write_result(settings.folder, result)
+    except Timeout as error:
+        raise SettingError(f"{settings.folder}: another process uses this run folder") from error
     return result
 
 

@@ -19,7 +19,8 @@ from hydra.types import RunMode
 from tqdm import tqdm
 
 from sam_bench import hydra_errors, results
-from sam_bench.configuration import CONF, folders_of, overrides_in, store_inner_methods
+from sam_bench.conf_files import CONF
+from sam_bench.configuration import folders_of, overrides_in, store_inner_methods
 from sam_bench.errors import SettingError, reason
 from sam_bench.settings import Settings
 from sam_bench.sweep import but_seed, runs_of, settings_of_runs

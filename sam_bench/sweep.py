@@ -21,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from sam_bench.configuration import settings_of_run, without_hydra
 from sam_bench.errors import SettingError
-from sam_bench.settings import Settings
+from sam_bench.settings import SEEDS, Settings
 
 SEED = re.compile(r"seed=(\d+)")
 PROTOCOLS = ("paper", "cpu", "smoke")
-Run = dict[str, str]  # the overrides of one run, keyed by setting or group
+Overrides = dict[str, str]  # of one run, keyed by setting or group
 
 
 def runs_of(
@@ -65,7 +65,7 @@ def runs_of(
             raise SettingError(
                 f"experiment={experiment}: hydra.sweeper: {name} should be a dictionary of settings, or a list of them"
             )
-    runs: list[Run] = [{**row, **at} for at in _products(scale, parser) for row in _products(rows, parser)]
+    runs: list[Overrides] = [{**row, **at} for at in _products(scale, parser) for row in _products(rows, parser)]
     seeds = list(dict.fromkeys(run.get("seed", "") for run in runs))
     runs.sort(key=lambda run: seeds.index(run.get("seed", "")))  # a sweep that is stopped early has whole tables
     if experiment and (folder := settings.get("folder")):
@@ -109,15 +109,17 @@ def settings_of_runs(
                 composed[setting], _ = settings_of_run(without_hydra(config), choices, run, folders, True)
             settings = composed[setting]
             if seed := next(filter(None, map(SEED.fullmatch, run)), None):
+                if int(seed[1]) + settings.trainer.seeds > SEEDS:
+                    raise SettingError(f"{seed[0]}: should be at most {SEEDS - settings.trainer.seeds}")
                 settings = settings.model_copy(update={"seed": int(seed[1])})
             yield run, settings
         except SettingError as error:
             yield run, error
 
 
-def _products(products: Any, parser: OverridesParser) -> list[Run]:
+def _products(products: Any, parser: OverridesParser) -> list[Overrides]:
     """The runs of a product, or of each product of a list."""
-    found: list[Run] = []
+    found: list[Overrides] = []
     for product in products if isinstance(products, list) else [products or {}]:
         lines = [f"{name}={_written(value)}" for name, value in product.items()]
         choices = [[(_name(each), line) for line in _lines(each)] for each in parser.parse_overrides(lines)]
@@ -148,10 +150,10 @@ def _lines(override: Override) -> Iterable[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _select_or_replace(runs: list[Run], override: Override, parser: OverridesParser) -> list[Run]:
+def _select_or_replace(runs: list[Overrides], override: Override, parser: OverridesParser) -> list[Overrides]:
     name = _name(override)
     values = {line: _value(line, parser) for run in runs if (line := run.get(name))}
-    found: list[Run] = []
+    found: list[Overrides] = []
     for line in _lines(override):
         value = _value(line, parser)
         selected = [run for run in runs if values.get(run.get(name, "")) == value]

@@ -40,6 +40,8 @@ def train(seeds: list[Settings]) -> list[dict[str, Any]]:
     runs = [Run(one, device, ranks) for one in seeds]
     captured = should_capture(settings, runs[0])
     compiled, compile_seconds = print_expectation(settings, runs[0], len(runs))
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what the expectation needed, on another stream than the training
     failures: list[SettingError] = []
     with ExitStack() as folders:
         for run in runs:
@@ -115,10 +117,8 @@ def check_ranks(settings: Settings, ranks: Ranks) -> None:
     """Raise a SettingError if these settings need another number of ranks."""
     trainer = settings.trainer
     if trainer.batch_size % (ranks.parts * trainer.accumulate):
-        parts = f"{ranks.n} ranks" + (
-            f" with trainer.accumulate={trainer.accumulate}" if trainer.accumulate > 1 else ""
-        )
-        raise SettingError(f"trainer.batch_size={trainer.batch_size}: {parts} cannot share it equally")
+        parts = f"{ranks.n} ranks" + (f" × trainer.accumulate={trainer.accumulate}" if trainer.accumulate > 1 else "")
+        raise SettingError(f"trainer.batch_size={trainer.batch_size}: should be divisible by {parts}")
     if trainer.side_by_side and (ranks.n != 2 or trainer.fsdp):
         raise SettingError(
             "trainer.side_by_side=true: needs two processes and no trainer.fsdp; start them with torchrun"

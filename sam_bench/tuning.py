@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from sam_bench.errors import SettingError, did_you_mean, reason
-from sam_bench.settings import what_is_wrong
+from sam_bench.settings import IMAGE_FOLDER, what_is_wrong
 
 AUTO = "auto"  # +tuned=auto: that of this data set and model
 HERE = Path(__file__).resolve().parent
@@ -29,7 +29,10 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
         SettingError: there is no such tuning, or it has no settings for the optimizer.
     """
     if config.tuned == AUTO:
-        config.tuned = f"{choices['dataset']}-{choices['model']}"
+        dataset = config.dataset
+        of_folder = dataset.get("_target_") == IMAGE_FOLDER and dataset.get("root")
+        label = Path(dataset.root).resolve().name if of_folder else choices["dataset"]
+        config.tuned = f"{label}-{choices['model']}"
     name = str(config.tuned)
     methods = read(name)
     optimizer, inner = choices.get("optimizer"), choices.get("optimizer/inner")
@@ -38,15 +41,24 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
     candidates = {each: moved for each, moved in ((method, ""), (str(inner), "inner.")) if each in methods}
     if not candidates:
         raise SettingError(f"tuned={name}: has no settings for {method}; it has {', '.join(methods)}")
-    overridden = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    overridden = [override.lstrip("+~").partition("=")[0] for override in overrides]
+
+    def given(key: str) -> Any:
+        """The value of an overridden setting, of this data set if it has one for each; None if it is not overridden."""
+        if not any(name == key or name.startswith(f"{key}.") for name in overridden):
+            return None
+        value = OmegaConf.select(config, key)
+        return value.get(choices["dataset"], value.get("cifar10")) if isinstance(value, DictConfig) else value
+
     skipped = ""
     for candidate, moved in candidates.items():
         tuned_with, base = methods[candidate]["base"], choices.get("optimizer/base")
         if base != tuned_with:
             raise SettingError(f"tuned={name}: {candidate} was tuned with optimizer/base={tuned_with}, not {base}")
-        for trial in sorted(methods[candidate]["trials"], key=lambda trial: -trial["validation_accuracy"]):
+        trials = [trial for trial in methods[candidate]["trials"] if not trial["failed"]]
+        for trial in sorted(trials, key=lambda trial: -trial["validation_accuracy"]):
             found = {key.replace("optimizer.", f"optimizer.{moved}", 1): v for key, v in trial["settings"].items()}
-            if any(OmegaConf.select(config, key) != value for key, value in found.items() if key in overridden):
+            if any(given(key) not in (None, value) for key, value in found.items()):
                 continue
             for setting, value in found.items():
                 with open_dict(config):
@@ -63,6 +75,7 @@ class Trial(BaseModel):
 
     settings: dict[Annotated[str, Field(pattern=r"^optimizer(\.\w+)+$")], int | float | bool | str | None]
     validation_accuracy: FiniteFloat
+    failed: bool = False  # it ended with an error, such as a loss that is not finite
 
 
 class Method(BaseModel):

@@ -7,6 +7,8 @@ import yaml
 
 from sam_bench import choose
 from sam_bench.configuration import compose_settings
+from sam_bench.data import digits
+from sam_bench.errors import SettingError
 from tests.command import TINY
 from tests.test_errors import one_line
 
@@ -74,6 +76,32 @@ def test_a_method_without_a_fitting_trial_has_that_of_its_inner_method(tuned, ca
     status, out, err = tuned(*TINY, "trainer.epochs=1", "optimizer=grst", "optimizer.gamma=4", f"+tuned={path}")
     assert status == 0, err
     assert f"tuned={path}: no trial of grst has the settings of this run; the best trial of sam is applied" in out
+
+
+def test_a_value_for_each_data_set_is_an_override_too(tuned, capfd):
+    run(tuned.runs, capfd)
+    path = tuned.runs / "digits-small_resnet.yaml"
+    stated = compose_settings("optimizer=sam", "optimizer.rho.cifar10=0.77", f"+tuned={path}")
+    assert (stated.optimizer.arguments["rho"], stated.tuned) == (0.77, None)
+    same = compose_settings("optimizer=sam", "optimizer.rho.cifar10=0.1", f"+tuned={path}")
+    assert (same.optimizer.arguments["rho"], same.tuned) == (0.1, str(path))
+
+
+def test_a_failed_trial_is_never_applied(tuned, capfd):
+    run(tuned.runs, capfd)
+    path = tuned.runs / "digits-small_resnet.yaml"
+    content = yaml.safe_load(path.read_text())
+    failed = {"settings": {"optimizer.rho": 9.0}, "validation_accuracy": 0.0, "failed": True}
+    content["methods"]["sam"]["trials"].append(failed)
+    path.write_text(yaml.safe_dump(content))
+    assert compose_settings("optimizer=sam", "optimizer.rho=9", f"+tuned={path}").tuned is None
+
+
+def test_auto_of_a_folder_of_images_is_that_of_its_name(tuned, capfd, monkeypatch, tmp_path):
+    digits.write_images(tmp_path / "shapes")
+    words = ["optimizer=sam", "+tuned=auto", "dataset=imagefolder", f"dataset.root={tmp_path / 'shapes'}"]
+    with pytest.raises(SettingError, match="tuned=shapes-small_resnet: no such tuning"):
+        compose_settings(*words)
 
 
 def test_auto_is_the_tuning_of_the_data_set_and_the_net(tuned, capfd, monkeypatch):

@@ -4,11 +4,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from hydra.core.utils import run_job
+from torchvision.datasets import CIFAR10
 
 from sam_bench import command as entry_point
 from sam_bench.build import create_dataset
-from sam_bench.data import Arrays
+from sam_bench.data import Arrays, cifar
 from sam_bench.data.digits import digits
 from sam_bench.data.resident import Augmentation, ResidentData, channel_statistics, check_arrays, reside
 from sam_bench.data.sampling import balanced_subset, subset_and_validation
@@ -189,6 +191,25 @@ def test_real_cifar10(cifar_root, device):
     assert (loader.data.mean / 255).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
     assert (1 / loader.data.inverse_std / 255).tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
     assert torch.cat([labels for _, labels in loader.test()]).bincount().tolist() == [1000] * 10
+
+
+def test_one_process_downloads_while_the_others_wait(tmp_path, monkeypatch):
+    held = []
+
+    class Missing(CIFAR10):
+        def __init__(self, root, train, download):
+            if not download:
+                raise RuntimeError("not there")
+            try:
+                FileLock(tmp_path / "new" / ".download.lock").acquire(blocking=False)
+            except Timeout:
+                held.append(train)
+            raise RuntimeError("no network")
+
+    with pytest.raises(SettingError, match="no cifar-10-batches-py there, and the download failed"):
+        cifar._load(Missing, tmp_path / "new")
+    assert held == [True]
+    assert not (tmp_path / "new").exists()
 
 
 def test_real_cifar100_subset(cifar_root, device):

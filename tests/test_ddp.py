@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sam_bench.build import create_dataset
+from sam_bench.run import part_of
 from tests.command import TINY, settings
 from tests.conftest import DEVICE
 from tests.test_image_folder import image_folder, names  # noqa: F401
@@ -154,10 +156,21 @@ def test_one_of_four_ranks_is_killed_or_all_are_stopped(tmp_path):
     assert result["ranks"] == 1
 
 
+def test_a_checkpoint_of_one_process_keeps_its_counts_on_a_pair():
+    """Of a pair, the first rank alone counts correct predictions."""
+    of_one = {"losses": torch.ones(3), "correct": torch.tensor(12.0), "batch_norm": [], "unreadable_images": 2}
+    pair = [SimpleNamespace(n=2, rank=rank, parts=1, is_first=rank == 0) for rank in range(2)]
+    found = [part_of([of_one], each) for each in pair]
+    assert [each["correct"].item() for each in found] == [12, 12]
+    assert [each["unreadable_images"] for each in found] == [2, 0]
+    halves = [part_of([of_one], SimpleNamespace(n=2, rank=rank, parts=2, is_first=rank == 0)) for rank in range(2)]
+    assert [each["correct"].item() for each in halves] == [6, 6]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["trainer.batch_size=33"], "trainer.batch_size=33: 2 ranks cannot share it equally"),
+        (["trainer.batch_size=33"], "trainer.batch_size=33: should be divisible by 2 ranks"),
         (["trainer.seeds=2"], "trainer.seeds=2: 2 ranks train one seed at a time; choose 1"),
         (["optimizer=sum"], "optimizer=sum: no such choice, did you mean sam?"),
         (

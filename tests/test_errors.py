@@ -253,7 +253,7 @@ WRONG: list[tuple[list[str], int, list[str]]] = [
     (["+optimizer.group=x"], 2, ["optimizer.group: rst has no such setting"]),
     (["+schedule.group=x"], 2, ["schedule.group: linear has no such setting"]),
     (["+dataset.group=x"], 2, ["dataset.group: digits has no such setting"]),
-    (["+dataset.contents=x"], 2, ["dataset.contents: is the hash of"]),
+    (["+dataset.contents=x"], 2, ["dataset.contents: is computed from the images"]),
     (["+dataset.workers=2"], 2, ["dataset.workers: digits has no such setting"]),
     (["+dataset.root=/tmp"], 2, ["dataset.root: digits has no such setting"]),
     (["dataset.root=/tmp"], 2, ["dataset.root: no such setting"]),
@@ -480,7 +480,7 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(command):
     status, _, err = command(*TINY, "optimizer=sgd", "trainer.warmup_epochs=3", *arguments)
     assert status == 2
     (last,) = command.runs.glob("*/*/last.pt")
-    assert f"{last} has the epoch before" in one_line(err)
+    assert f"{last} has the last state that was saved" in one_line(err)
     state = torch.load(last, weights_only=True)
     assert len(state["rows"]) == 1
     assert all(tensor.isfinite().all() for tensor in state["model"].values())

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from sam_bench import status
-from sam_bench.configuration import CONF
+from sam_bench.conf_files import CONF
 from sam_bench.data import digits
 from sam_bench.errors import SettingError
 from sam_bench.run import Run

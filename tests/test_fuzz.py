@@ -10,7 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from sam_bench import run
-from sam_bench.configuration import CONF, store_inner_methods
+from sam_bench.conf_files import CONF
+from sam_bench.configuration import store_inner_methods
 from sam_bench.settings import leaves
 
 COMMAND_LINES = int(os.environ.get("SAM_BENCH_FUZZ", 80))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sam_bench.build import create_model
-from sam_bench.configuration import CONF
+from sam_bench.conf_files import CONF
 from sam_bench.errors import SettingError
 from sam_bench.models import wide_resnet
 from sam_bench.models.resnet import resnet18

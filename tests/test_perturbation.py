@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sam_bench import perturbation
+from sam_bench import perturbation, run
 from sam_bench.optim import BatchClosure
 from sam_bench.testing.problem import problem
-from tests.command import TINY, command  # noqa: F401
+from tests.command import TINY
 from tests.optim.methods import build
 
 RHO = 0.2
@@ -62,6 +62,35 @@ def test_of_sampa_it_is_that_along_the_previous_gradient():
     assert list(perturbation.measure(optimizer, closure).values()) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
+def test_what_is_not_finite_is_left_empty():
+    _, optimizer, closure = trained("sam")
+    optimizer.rho = 1e200
+    found = perturbation.measure(optimizer, closure)
+    assert found["epsilon_loss_rise"] is None
+    assert found["loss_at_theta"] > 0
+
+
+def test_it_may_begin_or_end_at_a_resume(command, monkeypatch):
+    end = run.Run.end
+
+    def end_and_stop(self, seeds_at_once):
+        row = end(self, seeds_at_once)
+        if self.epoch in (1, 2) and row["seconds"] not in seen:
+            seen.add(row["seconds"])
+            raise KeyboardInterrupt
+        return row
+
+    monkeypatch.setattr(run.Run, "end", end_and_stop)
+    seen = set()
+    words = [*TINY, "optimizer=sam", "trainer.checkpoint_minutes=0"]
+    for measured, status in ((False, 130), (True, 130), (False, 0)):
+        found, _, err = command(*words, f"trainer.test_perturbation={str(measured).lower()}")
+        assert found == status, err
+    (folder,) = command.folders()
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [bool(row["epsilon_norm"]) for row in rows] == [False, True, False]
+
+
 def test_a_method_without_a_perturbation_has_a_loss_alone():
     model, optimizer, closure = trained("sgd")
     found = perturbation.measure(optimizer, closure)
@@ -70,7 +99,7 @@ def test_a_method_without_a_perturbation_has_a_loss_alone():
     assert set(found.values()) == {None}
 
 
-def test_it_is_measured_at_each_test_and_changes_no_result(command):  # noqa: F811
+def test_it_is_measured_at_each_test_and_changes_no_result(command):
     words = ["optimizer=s2sam", *TINY, "trainer.epochs=5", "trainer.test_every=2"]
     rows = []
     for asked in ("false", "true"):
@@ -79,7 +108,7 @@ def test_it_is_measured_at_each_test_and_changes_no_result(command):  # noqa: F8
         (folder,) = (command.runs / asked).glob("*/seed-0")
         rows.append(list(csv.DictReader((folder / "metrics.csv").open())))
     without, measured = rows
-    assert [bool(row["loss_rise"]) for row in measured] == [False, True, False, True, True]
+    assert [bool(row["epsilon_loss_rise"]) for row in measured] == [False, True, False, True, True]
     assert all(float(row["epsilon_norm"]) == pytest.approx(0.05, rel=1e-4) for row in measured if row["epsilon_norm"])
     same = ("train_loss", "train_accuracy", "test_accuracy", "test_loss", "propagations")
     assert [[row[key] for key in same] for row in without] == [[row[key] for key in same] for row in measured]

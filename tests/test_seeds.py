@@ -84,7 +84,7 @@ def test_a_seed_that_diverges_does_not_stop_the_others(tmp_path, monkeypatch):
         check(losses, model, tested, first_step, settings, ranks)
 
     monkeypatch.setattr(run, "check_finite", diverging)
-    with pytest.raises(SettingError, match=r"not finite at step 12: .*seed-1/last.pt has the epoch before"):
+    with pytest.raises(SettingError, match=r"not finite at step 12: .*seed-1/last.pt has the last state"):
         train(chosen.each_seed())
     assert [(one.folder / "result.json").exists() for one in chosen.each_seed()] == [True, False, True]
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.func import functional_call, hessian
 
@@ -142,6 +143,7 @@ def test_measured_after_training_added_later_and_by_the_command(command, capfd):
     assert {**again, "seconds": 0} == {**once_more, "seconds": 0}
 
     (folder / "last.pt").unlink()
+    (folder / "result.json").write_text(json.dumps(sgd))
     with pytest.raises(SystemExit):
         sharpness.main([str(folder), str(folder.parent)])
     lines = capfd.readouterr().err.splitlines()
@@ -182,6 +184,19 @@ def test_full_measures_are_not_replaced_by_cheap_ones(command, monkeypatch):
     assert (status, "finished before" in out) == (0, True)
     assert err.startswith("warning: sharpness=cheap: ")
     assert "has no last.pt" in err
+
+
+def test_the_command_leaves_fuller_measures_and_runs_in_use(command, monkeypatch, capfd):
+    monkeypatch.setitem(curvature.EFFORTS, "full", Effort(64, 1, 1e-1, 2, line=5, plane=3, surface_images=32))
+    words = [*TINY, "trainer.epochs=1", "optimizer=sgd"]
+    command(*words, "sharpness=full")
+    folder, result = result_of(command, "sgd")
+    sharpness.main([str(folder)])
+    assert result_of(command, "sgd")[1] == result
+    (folder / "result.json").write_text(json.dumps({**result, "sharpness": None}))
+    with FileLock(folder / ".lock"), pytest.raises(SystemExit, match="2"):
+        sharpness.main([str(folder)])
+    assert "another process uses this run folder" in capfd.readouterr().err
 
 
 def test_a_measure_that_is_not_finite_leaves_the_result(command, monkeypatch):

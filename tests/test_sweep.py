@@ -1,11 +1,14 @@
 """Sweeps over settings that only some methods have."""
 
 import json
+import shlex
 
 import pytest
 import torch
 
+from sam_bench import results
 from sam_bench.configuration import compose_settings
+from sam_bench.status import states
 from tests.command import TINY
 from tests.test_errors import one_line
 
@@ -70,9 +73,22 @@ def test_a_schedule_is_left_out_where_none_is_taken(command):
     assert "schedule=constant is ignored: optimizer=sgd takes no schedule\n" in out
     assert "++schedule.p=0.25 is ignored: optimizer=sgd takes no schedule\n" in out
     assert out.count("is ignored") == 2
+    for folder in command.folders():  # the recorded command is accepted without a sweep, and is that of the run
+        result = results.read(folder)
+        assert compose_settings(*shlex.split(result["command"])[3:]).config_hash == result["config_hash"]
+        assert command(*shlex.split(result["command"])[3:])[0] == 0
     status, _, err = command("-m", *ONE_EPOCH, "optimizer=sgd", "schedule=constant", "++schedule.pp=0.25")
     assert status == 2
     assert "schedule.pp: no schedule has such a setting" in one_line(err)
+
+
+def test_seeds_out_of_range_are_named(command):
+    status, _, err = command("-m", *ONE_EPOCH, "optimizer=sgd", "seed=0,99999999999")
+    assert status == 2
+    assert "seed=99999999999: should be " in err
+    first, second = states([*ONE_EPOCH, "optimizer=sgd", "seed=0,99999999999", f"runs={command.runs}"])
+    assert (first.state, second.state) == ("done", "refused")
+    assert "should be at most 2147483647" in second.note
 
 
 def test_an_empty_sweep_is_refused(command):

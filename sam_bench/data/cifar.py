@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
@@ -51,11 +52,14 @@ def _open(dataset: type[CIFAR10], root: Path, is_training: bool) -> CIFAR10:
                 f"dataset.root={root}: {broken[0]} is broken (its md5 is not {md5[broken[0]]}); move it away"
             ) from None
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            root.mkdir(parents=True, exist_ok=True)
+            # of several processes, one downloads
+            with FileLock(root / ".download.lock"), contextlib.redirect_stdout(io.StringIO()):
                 return dataset(str(root), train=is_training, download=True)
         except (OSError, RuntimeError) as error:
             if not existed:
                 with contextlib.suppress(OSError):
+                    (root / ".download.lock").unlink(missing_ok=True)
                     root.rmdir()
             what = f"{folder} lacks {', '.join(missing)}" if folder.is_dir() else f"no {dataset.base_folder} there"
             raise SettingError(

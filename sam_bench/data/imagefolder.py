@@ -128,13 +128,15 @@ class ImageFolder:
         self.validation_images = Images([listing.train[i] for i in held_out.tolist()], image_size, False, seed)
         self.test_images = Images(listing.val, image_size, False, seed)
         self.to_device = PrefetchLoader(None, device=device)  # moves and normalizes the batches of a copy's `loader`
-        self.unreadable: dict[str, str] = {}
+        if device.type == "cuda":  # for all copies: torch caches memory per stream
+            self.to_device.stream = torch.cuda.Stream(device)
+        self.unreadable: dict[str, str] = {}  # of this epoch
         self.test_images_are_readable = False  # not known yet
         self.fetched: tuple[Tensor, Tensor] | None = None
 
     @property
     def unreadable_images(self) -> int:
-        """Training images found to be unreadable so far."""
+        """Training images found to be unreadable in this epoch so far."""
         return len(self.unreadable)
 
     def batches(self, images: Images, items: list[list[tuple[int, int]]], *, of_training_set: bool) -> Iterator[Any]:
@@ -179,6 +181,7 @@ class ImageFolder:
 
     def start(self, epoch: int, step: int = 0) -> None:
         """Prepare an epoch, or the rest of it from a step on."""
+        self.unreadable = {}
         draw = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
         order = torch.randperm(self.train_size, generator=draw)[: self.steps_per_epoch * self.batch_size * self.ranks]
         mine = order.view(-1, self.ranks, self.batch_size)[step:, self.rank]

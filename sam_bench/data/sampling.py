@@ -30,9 +30,9 @@ def balanced_subset(labels: Tensor, size: int | None) -> Tensor:
 
 
 def batches_of(total: int, size: int, rank: int, ranks: int) -> list[range]:
-    """Indices rank, rank + ranks, ... below the total in batches of at most `size`, of which every rank has as many.
+    """Indices rank, rank + ranks, ... below the total in batches of at most `size`.
 
-    With FSDP, a rank that has one less would leave the others waiting.
+    Every rank gets the same number of batches: with FSDP, a rank that has one less would leave the others waiting.
     """
     mine = range(rank, total, ranks)
     if ranks == 1:

@@ -322,7 +322,7 @@ def curves(table: Table) -> Iterator[Figure]:
         (f"{part}_loss", f"{part} loss", 1),
         ("train_loss", "train loss", 1),
         ("epsilon_cosine", "cosine between perturbation and gradient", 1),
-        ("loss_rise", "rise of the loss at the perturbed weights", 1),
+        ("epsilon_loss_rise", "rise of the loss at the perturbed weights", 1),
     ):
         for x_key, x_name in (("propagations", "propagations"), ("seconds", "seconds of training")):
             if x_key == "seconds" and not table.panel.is_timed:

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from sam_bench import files
-from sam_bench.configuration import CONF
+from sam_bench.conf_files import CONF
 from sam_bench.errors import SettingError
 from sam_bench.report import claims, tables
 from sam_bench.report.canvas import INK, write

@@ -8,7 +8,7 @@ from torch import nn
 
 from sam_bench import catalogue
 from sam_bench.build import Training
-from sam_bench.configuration import CONF, optimizer_files
+from sam_bench.conf_files import CONF, optimizer_files
 from sam_bench.optim import GRST, RST, Constant
 from sam_bench.testing.problem import TOTAL, Sample, of_training
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sam_bench.configuration import wraps_a_method
+from sam_bench.conf_files import wraps_a_method
 from tests.optim.methods import FILES, NAMES, build, sgd
 
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from sam_bench.configuration import wraps_a_method
+from sam_bench.conf_files import wraps_a_method
 from sam_bench.optim import RST, SAM, Constant
 from sam_bench.testing import CHECKS
 from sam_bench.testing.dispatch import operations_around

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sam_bench.configuration import CONF
+from sam_bench.conf_files import CONF
 from sam_bench.schedules import Constant, Linear, Piecewise, Trigonometric
 
 GRID = [i / 1000 for i in range(1001)]

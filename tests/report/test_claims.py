@@ -214,7 +214,7 @@ def test_a_verdict_that_does_not_survive_the_correction_says_so(tmp_path):
 
 @pytest.mark.parametrize(("n", "deviations"), [((10, 10, 10, 10), (0.5, 0.5, 0.5, 1.0)), ((10, 5), (0.3, 0.6))])
 def test_unequal_deviations_and_numbers_of_seeds_are_wrong_no_more_often(n, deviations):
-    """Three rows against a noisier one; ten seeds against five noisier ones. A pooled deviation is wrong in over 11 %."""
+    """Three rows against a noisier one; ten seeds against five noisier ones. Pooled, over 11 % are wrong."""
     draw, wrong, trials = np.random.default_rng(0), 0, 2000
     for _ in range(trials):
         *of, than = [list(draw.normal(0, d, size)) for size, d in zip(n, deviations, strict=True)]
