@@ -15,10 +15,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sam_bench import results
 from sam_bench.build import create_dataset
 from sam_bench.run import part_of
 from tests.command import TINY, settings
 from tests.conftest import DEVICE
+from tests.processes import on_ranks, wait_for
+from tests.processes import train as train_here
 from tests.test_image_folder import image_folder, names  # noqa: F401
 from tests.test_resume import assert_same, state_of
 
@@ -37,11 +40,10 @@ def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def run(ranks: int, *arguments: str) -> str:
-    """Train to the end; return standard output."""
-    process = start(ranks, *arguments)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
+def run(ranks: int, folder: Path, *arguments: str) -> str:
+    """Train to the end with run folders in `folder`; return standard output."""
+    status, out, err = on_ranks(ranks, folder.parent / "printed", *arguments, f"runs={folder}")
+    assert status == 0, err
     return out
 
 
@@ -81,38 +83,36 @@ def test_ranks_share_the_batches_and_the_test_images_of_one_process(dataset, ran
         assert torch.equal(given.flatten(1).sum(1).sort().values, expected.flatten(1).sum(1).sort().values)
 
 
-def test_a_common_perturbation_gives_the_run_of_one_process(tmp_path):
+def test_a_common_perturbation_gives_the_run_of_one_process(tmp_path, one_thread):
     """A net without BatchNorm, whose gradients of the parts of a batch add up to that of the whole."""
     net = ["model=timm", "model.architecture=test_vit", "+model.kwargs.patch_size=4"]
     arguments = [*TINY, "trainer.epochs=1", *net, "optimizer=rst", "schedule=constant", "trainer.accumulate=2"]
-    states = {}
-    for name, ranks, sync in (("one", 1, "true"), ("common", 2, "true"), ("own", 2, "false")):
-        run(ranks, *arguments, f"trainer.sync_perturbation={sync}", f"runs={tmp_path / name}")
-        states[name] = state_of(tmp_path / name)
-    for key, expected in states["one"]["model"].items():
-        torch.testing.assert_close(states["common"]["model"][key], expected, atol=1e-5, rtol=1e-4)
-    one, common, own = ([row["train_loss"] for row in states[name]["rows"]] for name in ("one", "common", "own"))
-    assert common == pytest.approx(one, rel=1e-4)
-    assert own != pytest.approx(one, rel=1e-4)
-    accuracies = [[row[key] for key in ("train_accuracy", "test_accuracy")] for row in states["common"]["rows"]]
-    assert accuracies == [[row[key] for key in ("train_accuracy", "test_accuracy")] for row in states["one"]["rows"]]
+    arguments.append("trainer.sync_perturbation=true")
+    train_here([*arguments, f"runs={tmp_path / 'one'}"])
+    run(2, tmp_path / "common", *arguments)
+    one, common = (state_of(tmp_path / name) for name in ("one", "common"))
+    for key, expected in one["model"].items():
+        torch.testing.assert_close(common["model"][key], expected, atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(common["rows"], one["rows"], strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+        assert all(ours[key] == theirs[key] for key in ("train_accuracy", "test_accuracy"))
 
 
-def test_one_rank_trains_to_the_bits_of_the_plain_command(tmp_path):
-    """Also with nccl: `make test DEVICE=cuda`."""
+def test_one_rank_trains_to_the_bits_of_the_plain_command(tmp_path, one_thread):
+    """With torchrun; also with nccl: `make test DEVICE=cuda`."""
     arguments = [*TINY, "optimizer=grst", "schedule=constant", f"trainer.device={DEVICE}", "trainer.cuda_graphs=false"]
-    run(1, *arguments, f"runs={tmp_path / 'torchrun'}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    plain = [sys.executable, "-m", "sam_bench", *arguments, f"runs={tmp_path / 'plain'}"]
-    subprocess.run(plain, check=True, env=environment, stdout=subprocess.DEVNULL)
+    process = start(1, *arguments, f"runs={tmp_path / 'torchrun'}")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    train_here([*arguments, f"runs={tmp_path / 'plain'}"])
     assert_same(state_of(tmp_path / "torchrun"), state_of(tmp_path / "plain"))
 
 
 @pytest.mark.parametrize("optimizer", ["asyncsam", "sampa"])
-def test_two_processes_that_share_the_passes_of_a_step_train_to_the_bits_of_one(optimizer, tmp_path):
+def test_two_processes_that_share_the_passes_of_a_step_train_to_the_bits_of_one(optimizer, tmp_path, one_thread):
     arguments = [*TINY, f"optimizer={optimizer}", "dataset.cutout=3"]
-    run(2, *arguments, "trainer.side_by_side=true", f"runs={tmp_path / 'two'}")
-    run(1, *arguments, f"runs={tmp_path / 'one'}")
+    run(2, tmp_path / "two", *arguments, "trainer.side_by_side=true")
+    train_here([*arguments, f"runs={tmp_path / 'one'}"])
     two, one = (state_of(tmp_path / name) for name in ("two", "one"))
     for part in ("model", "optimizer"):
         assert_same(two[part], one[part])
@@ -124,17 +124,17 @@ def test_two_processes_that_share_the_passes_of_a_step_train_to_the_bits_of_one(
     assert json.loads(result.read_text())["ranks"] == 2
 
 
-def test_one_of_four_ranks_is_killed_or_all_are_stopped(tmp_path):
-    """The others end with one line, and the same command continues to the bits of an undisturbed run."""
-    arguments = [*TINY, "trainer.epochs=10", "optimizer=grst", "schedule=constant", "trainer.checkpoint_minutes=0"]
-    run(4, *arguments, f"runs={tmp_path / 'undisturbed'}")
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        runs = tmp_path / number.name
-        process = start(4, *arguments, f"runs={runs}")
-        while not list(runs.glob("*/*/metrics.csv")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 1))
+def test_a_rank_is_killed_or_all_are_stopped(tmp_path, one_thread):
+    """With torchrun. The others end with one line, and the same command continues to the bits of an undisturbed run."""
+    arguments = [*TINY, "trainer.epochs=20", "optimizer=grst", "schedule=constant", "trainer.checkpoint_minutes=0"]
+    run(2, tmp_path / "undisturbed", *arguments)
+    runs, one = tmp_path / "runs", tmp_path / "one"
+    (folder,) = (settings(*arguments, f"runs={each}").folder for each in [runs])
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        before = results.finished_epochs(folder)
+        process = start(2, *arguments, f"runs={runs}")
+        wait_for(lambda: results.finished_epochs(folder) > before, lambda: process.poll() is None)  # noqa: B023
+        time.sleep(random.uniform(0, 0.5))
         if number == signal.SIGKILL:
             kill_a_rank(process, number)
         else:
@@ -146,13 +146,13 @@ def test_one_of_four_ranks_is_killed_or_all_are_stopped(tmp_path):
             assert errors(err) == [f"error: {ended}"]
         else:
             assert err.count("stopped by SIGTERM; the same command continues from the last step") == 1
-            shutil.copytree(runs, tmp_path / "one")
-        assert 0 < len(state_of(runs)["rows"]) < 10
-        assert "continues after epoch" in run(4, *arguments, f"runs={runs}")
-        assert_same(state_of(runs), state_of(tmp_path / "undisturbed"))
-    assert "changed since: ranks 4, now 1, so bits may differ" in run(1, *arguments, f"runs={tmp_path / 'one'}")
-    result = json.loads(next((tmp_path / "one").glob("*/*/result.json")).read_text())
-    assert re.fullmatch(r"after epoch \d+(, step \d+)?: ranks 4, now 1", result["machine_changes"][0])
+            shutil.copytree(runs, one)
+        assert before < len(state_of(runs)["rows"]) < 20
+    assert "continues after epoch" in run(2, runs, *arguments)
+    assert_same(state_of(runs), state_of(tmp_path / "undisturbed"))
+    train_here([*arguments, f"runs={one}"])
+    result = json.loads(next(one.glob("*/*/result.json")).read_text())
+    assert re.fullmatch(r"after epoch \d+(, step \d+)?: ranks 2, now 1", result["machine_changes"][0])
     assert result["ranks"] == 1
 
 
@@ -189,9 +189,8 @@ def test_a_checkpoint_of_one_process_keeps_its_counts_on_a_pair():
     ],
 )
 def test_what_is_refused_is_one_line_and_writes_nothing(arguments, error, tmp_path):
-    process = start(2, *TINY, *arguments, f"runs={tmp_path / 'runs'}")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
+    status, _, err = on_ranks(2, tmp_path / "printed", *TINY, *arguments, f"runs={tmp_path / 'runs'}")
+    assert status != 0
     (line,) = errors(err)
     assert line.startswith(f"error: {error}")
     assert not list(tmp_path.glob("runs/*/*/*"))

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import time
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from sam_bench import sharpness
 from sam_bench.errors import SettingError
 from tests.command import TINY, settings
+from tests.processes import on_ranks, train, wait_for
 from tests.test_ddp import errors, run, start
 from tests.test_resume import assert_same, state_of
 
@@ -27,31 +27,31 @@ def shards_of(runs, tmp_path) -> dict:
     return torch.load(tmp_path / "whole.pt", weights_only=True)
 
 
-def test_the_run_is_that_of_one_process_and_continues_on_any_number_of_ranks(tmp_path):
+def test_the_run_is_that_of_one_process_and_continues_on_any_number_of_ranks(tmp_path, one_thread):
     long = "trainer.epochs=5"
-    run(1, *ARGUMENTS, long, f"runs={tmp_path / 'one'}")
-    run(2, *SHARDED, long, f"runs={tmp_path / 'undisturbed'}")
+    train([*ARGUMENTS, long, f"runs={tmp_path / 'one'}"])
+    run(2, tmp_path / "undisturbed", *SHARDED, long)
     shards = shards_of(tmp_path / "undisturbed", tmp_path)
     for name, weight in state_of(tmp_path / "one")["model"].items():
         torch.testing.assert_close(shards[f"model.{name}"], weight, atol=1e-3, rtol=1e-3)
     runs = tmp_path / "stopped"
     process = start(2, *SHARDED, long, f"runs={runs}")
-    while not list(runs.glob("*/*/metrics.csv")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_for(lambda: list(runs.glob("*/*/metrics.csv")), lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert 0 < len(state_of(runs)["rows"]) < 5
     shutil.copytree(runs, tmp_path / "four")
-    assert "continues after epoch" in run(2, *SHARDED, long, f"runs={runs}")
+    assert "continues after epoch" in run(2, runs, *SHARDED, long)
     assert_same(state_of(runs)["rows"], state_of(tmp_path / "undisturbed")["rows"])
     assert_same(shards_of(runs, tmp_path), shards)
-    assert "with other ranks 2, now 4: bits may differ" in run(4, *SHARDED, long, f"runs={tmp_path / 'four'}")
+    out = run(4, tmp_path / "four", *SHARDED, long)
+    assert "changed since: ranks 2, now 4, so bits may differ" in out
     assert [row["epoch"] for row in state_of(tmp_path / "four")["rows"]] == [1, 2, 3, 4, 5]
     for name, weight in shards_of(tmp_path / "four", tmp_path).items():
         torch.testing.assert_close(weight, shards[name], atol=1e-3, rtol=1e-3)
-    with pytest.raises(SettingError, match="has the weights of trainer"):
-        sharpness.add_to_result(settings(*SHARDED, long, f"runs={runs}"), "cheap")
+    chosen = settings(*SHARDED, long, f"runs={runs}")
+    with pytest.raises(SettingError, match="sharpness needs weights that are not sharded"):
+        sharpness.add_to_result(chosen, "cheap")
 
 
 def test_what_shards_cannot_do_is_refused(command):
@@ -80,9 +80,8 @@ def test_what_shards_cannot_do_is_refused(command):
     ],
 )
 def test_what_is_refused_on_ranks_is_one_line(argument, error, tmp_path):
-    process = start(2, *SHARDED, argument, f"runs={tmp_path / 'runs'}")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
+    status, _, err = on_ranks(2, tmp_path / "printed", *SHARDED, argument, f"runs={tmp_path / 'runs'}")
+    assert status != 0
     (line,) = errors(err)
     assert line.startswith(f"error: {error}")
     assert not list(tmp_path.glob("runs/*/*/*"))
