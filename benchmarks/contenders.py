@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ NOISE = ["dataset=cifar10", "dataset._target_=benchmarks.contenders.noise"]
 COMMON = ["schedule=constant", "trainer=paper", "logger=none"]
 
 
+@cache  # every contender trains on it
 def noise(root: Any = None) -> Arrays:
     """A data set of CIFAR-10's shape and size without its files: no time depends on a pixel's value."""
     draw = torch.Generator().manual_seed(0)

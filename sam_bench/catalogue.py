@@ -95,7 +95,7 @@ def comment_of(name: str) -> list[str]:
 
 
 def header_of(name: str) -> str:
-    """That comment without its formula."""
+    """The comment at the head of a method's file, without its formula."""
     return " ".join(line for line in comment_of(name) if not line.startswith("    ")).strip()
 
 

@@ -1,7 +1,6 @@
 """The code of the documents runs as it stands there; so do their commands, the long ones shortened as stated here."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -20,6 +19,7 @@ from sam_bench.curvature import Effort
 from sam_bench.report import __main__ as report
 from sam_bench.testing import __main__ as testing
 from tests.command import TINY
+from tests.processes import on_ranks
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -143,10 +143,9 @@ def run_line(line, monkeypatch):
         subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, check=True, capture_output=True)
         return
     if words[0] == "torchrun":
-        settings = shortened(words[words.index("sam_bench") + 1 :])
-        torchrun = [sys.executable, "-m", "torch.distributed.run", *words[1 : words.index("sam_bench") + 1]]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-        subprocess.run([*torchrun, *settings], check=True, capture_output=True, env=environment)
+        n = int(next(word for word in words if word.startswith("--nproc-per-node=")).partition("=")[2])
+        status_, _, err = on_ranks(n, Path("printed"), *shortened(words[words.index("sam_bench") + 1 :]))
+        assert status_ == 0, err
         return
     assert words[:2] == ["python", "-m"], line
     module, words = words[2], words[3:]

@@ -12,7 +12,7 @@ import torch
 
 from sam_bench import checkpoint
 from tests.command import TINY
-from tests.processes import in_a_process, train
+from tests.processes import in_a_process, train, wait_for
 
 REPOSITORY = Path(__file__).parent.parent
 GROUPS = {
@@ -532,18 +532,6 @@ def test_a_broken_result_is_named(command, content):
     assert "result.json: is not a valid result" in one_line(err)
 
 
-def test_the_same_run_twice_at_once(command, tmp_path):
-    from filelock import FileLock
-
-    command(*TINY)
-    (folder,) = command.folders()
-    (folder / "result.json").unlink()
-    with FileLock(folder / ".lock"):
-        status, _, err = command(*TINY)
-    assert status == 2
-    assert "another process is already training this run" in one_line(err)
-
-
 def limited(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # smaller than the checkpoint
     train(arguments)
@@ -552,8 +540,7 @@ def limited(arguments: list[str]) -> None:
 def test_a_write_that_fails_keeps_the_last_good_checkpoint(tmp_path):
     arguments = [*TINY, f"runs={tmp_path}", "trainer.epochs=200", "trainer.checkpoint_minutes=0"]
     process = in_a_process(train, arguments)
-    while not list(tmp_path.glob("*/*/last.pt")):
-        assert process.is_alive()
+    wait_for(lambda: list(tmp_path.glob("*/*/last.pt")), process.is_alive)
     process.kill()
     process.join()
     (last,) = tmp_path.glob("*/*/last.pt")

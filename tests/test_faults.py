@@ -9,8 +9,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 
 from sam_bench import files
 from tests.command import TINY, settings
+from tests.processes import in_a_process, wait_for
 from tests.processes import train as train_in_a_process
 from tests.test_errors import one_line
 from tests.test_resume import assert_same, state_of
@@ -32,22 +35,20 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> Path:
-    """The first file of this name."""
-    deadline = time.monotonic() + 120
-    while not (found := list(folder.glob(pattern))):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found[0]
+def first_file(pattern: str, folder: Path, process: subprocess.Popen[str]) -> Path:
+    """Wait for a file of this name."""
+    wait_for(lambda: list(folder.glob(pattern)), lambda: process.poll() is None)
+    return next(folder.glob(pattern))
 
 
-def undisturbed(tmp_path: Path, *arguments: str) -> dict:
-    """The last checkpoint of a run that nothing happened to."""
-    process = start(*arguments, f"runs={tmp_path / 'undisturbed'}")
-    out, err = process.communicate()
-    assert process.returncode == 0, out + err
-    return state_of(tmp_path / "undisturbed")
+@cache
+def undisturbed() -> dict:
+    """The last checkpoint of MANY epochs that nothing happened to."""
+    with tempfile.TemporaryDirectory() as runs:
+        process = in_a_process(train_in_a_process, [*MANY, f"runs={runs}"])
+        process.join()
+        assert process.exitcode == 0
+        return state_of(Path(runs))
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ MANY = [*TINY, "trainer.epochs=30", "trainer.checkpoint_minutes=0"]
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_disk_that_gets_full_or_read_only(fault, small_disk, tmp_path):
     process = start(*MANY, f"runs={small_disk}")
-    last = wait_for("*/*/last.pt", small_disk, process)
+    last = first_file("*/*/last.pt", small_disk, process)
     if fault == "full":
         filler = small_disk / "filler"
         subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], capture_output=True)  # until it is full
@@ -91,23 +92,23 @@ def test_a_disk_that_gets_full_or_read_only(fault, small_disk, tmp_path):
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert "continues after epoch" in out
-    assert_same(state_of(small_disk), undisturbed(tmp_path, *MANY))
+    assert_same(state_of(small_disk), undisturbed())
 
 
-def test_two_processes_in_one_run_folder(tmp_path):
-    arguments = [*TINY, "trainer.epochs=150", f"runs={tmp_path}"]
-    first = start(*arguments)
-    wait_for("*/*/metrics.csv", tmp_path, first)
-    second = start(*arguments)
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 2
+def test_two_processes_in_one_run_folder(command):
+    arguments = [*TINY, "trainer.epochs=40"]
+    first = in_a_process(train_in_a_process, [*arguments, f"runs={command.runs}"])
+    wait_for(lambda: list(command.runs.glob("*/*/metrics.csv")), first.is_alive)
+    status, _, err = command(*arguments)
+    assert status == 2
     assert "another process is already training this run" in one_line(err)
-    assert first.wait() == 0
+    first.join()
+    assert first.exitcode == 0
 
 
 def test_a_run_folder_that_was_moved(tmp_path):
     process = start(*MANY, f"runs={tmp_path / 'before'}")
-    wait_for("*/*/last.pt", tmp_path / "before", process)
+    first_file("*/*/last.pt", tmp_path / "before", process)
     process.kill()
     process.communicate()
     (tmp_path / "before").rename(tmp_path / "after")
@@ -115,11 +116,10 @@ def test_a_run_folder_that_was_moved(tmp_path):
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert "continues after epoch" in out
-    assert_same(state_of(tmp_path / "after"), undisturbed(tmp_path, *MANY))
+    assert_same(state_of(tmp_path / "after"), undisturbed())
 
 
-@pytest.mark.parametrize("jump", ["-1d", "+400d"])
-def test_a_clock_that_jumps(jump, tmp_path):
+def test_a_clock_that_jumps(tmp_path):
     library = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
     if not library:
         pytest.skip("needs libfaketime (Debian: faketime)")
@@ -133,13 +133,16 @@ def test_a_clock_that_jumps(jump, tmp_path):
         FAKETIME_CACHE_DURATION="1",
         FAKETIME_DONT_FAKE_MONOTONIC="1",
     )
-    wait_for("*/*/metrics.csv", tmp_path, process)
-    now.write_text(jump)  # takes effect within a second
+    first_file("*/*/metrics.csv", tmp_path, process)
+    for jump in ("-1d", "+400d"):
+        assert process.poll() is None
+        now.write_text(jump)
+        time.sleep(1.2)  # it takes effect within a second
     _, err = process.communicate()
     assert process.returncode == 0, err
     result = json.loads(next(tmp_path.glob("*/*/result.json")).read_text())
     assert 0 < result["seconds"] < 100
-    assert_same(state_of(tmp_path), undisturbed(tmp_path, *MANY))
+    assert_same(state_of(tmp_path), undisturbed())
 
 
 def with_little_memory(arguments: list[str]) -> None:

@@ -63,7 +63,7 @@ def test_ten_kills_at_random_moments(tmp_path):
 
     moments, killed_in_training = random.Random(), 0
     for attempt in range(10):
-        runs = tmp_path / f"killed-{attempt}"
+        runs = tmp_path / f"killed-{attempt // 5}"  # each is killed five times
         process = in_a_process(train_in_a_process, [*arguments, f"runs={runs}"])
         if attempt % 2:  # half of the moments fall anywhere, half after the first checkpoint
             first_checkpoint(runs, process)
@@ -74,7 +74,8 @@ def test_ten_kills_at_random_moments(tmp_path):
         process.join()
         assert process.exitcode in (-9, 0)  # 0: it was done before
         killed_in_training += process.exitcode == -9 and bool(list(runs.glob("*/*/last.pt")))
-
+        if attempt % 5 < 4:
+            continue
         process = in_a_process(train_in_a_process, [*arguments, f"runs={runs}"])
         process.join()
         assert process.exitcode == 0
@@ -143,7 +144,9 @@ def test_a_resume_on_another_machine_is_said_and_recorded(command, monkeypatch, 
     status, out, err = command("logger=none", *TINY, f"runs={command.runs}")
     assert status == 0, err
     line = f"{condition} another, now {now}"
-    notice = f"continues after epoch {epochs} of 3 with other {line}: bits may differ from an undisturbed run\n"
+    notice = (
+        f"continues after epoch {epochs} of 3; changed since: {line}, so bits may differ from an uninterrupted run\n"
+    )
     result = json.loads(path.with_name("result.json").read_text())
     assert (notice in out) == (epochs == 2)
     assert result["machine_changes"] == ([f"after epoch 2: {line}"] if epochs == 2 else [])

@@ -15,7 +15,7 @@ from tests.command import TINY
 
 REPOSITORY = Path(__file__).parent.parent
 SWEEP = [
-    *("optimizer=sgd,sam,rst,asam", "++optimizer.base.lr=0.05,0.1", "seed=0,1,2,3,4", "logger=none"),
+    *("optimizer=sgd,sam,rst", "++optimizer.base.lr=0.05,0.1", "seed=0,1", "logger=none"),
     *("dataset.subset=160", "trainer.batch_size=32", "trainer.epochs=2", "trainer.checkpoint_minutes=0"),
 ]
 
@@ -34,35 +34,35 @@ def states(runs: Path, *words: str) -> list[str]:
     return [each.state for each in status.states([*words, f"runs={runs}"])]
 
 
-def test_a_half_killed_sweep_of_forty_runs(tmp_path):
+def test_a_half_killed_sweep(tmp_path):
     runs = tmp_path / "runs"
-    assert states(runs, *SWEEP) == ["missing"] * 40
+    assert states(runs, *SWEEP) == ["missing"] * 12
     process = sweep(runs, *SWEEP)
     limit = time.monotonic() + 120
-    while len(list(runs.glob("*/*/result.json"))) < 15 and time.monotonic() < limit:
+    while len(list(runs.glob("*/*/result.json"))) < 5 and time.monotonic() < limit:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
     finished = {path.parent for path in runs.glob("*/*/result.json")}
-    assert 15 <= len(finished) < 40
+    assert 5 <= len(finished) < 12
     found = status.states(["-m", *SWEEP, f"runs={runs}"])
-    assert len(found) == 40
+    assert len(found) == 12
     assert {each.settings.folder for each in found if each.state == "done"} == finished
     assert {each.state for each in found} <= {"done", "interrupted", "missing"}
     text = status.table(found)
-    rest = 40 - len(finished)
+    rest = 12 - len(finished)
     interrupted = sum(each.state == "interrupted" for each in found)
     counts = f", {interrupted} interrupted" * (interrupted > 0) + f", {rest - interrupted} missing"
-    assert f"40 runs: {len(finished)} done{counts}\n" in text
+    assert f"12 runs: {len(finished)} done{counts}\n" in text
     assert re.search(
         rf"remaining: \S+ (s|min) and [\d,]+ propagations in one process, estimated from the {len(finished)} ", text
     )
 
     process = sweep(runs, *SWEEP)
     assert process.wait(timeout=120) == 0, process.stderr.read()
-    assert states(runs, *SWEEP) == ["done"] * 40
-    assert status.table(status.states([*SWEEP, f"runs={runs}"])).endswith("40 runs: 40 done\nnothing remains")
+    assert states(runs, *SWEEP) == ["done"] * 12
+    assert status.table(status.states([*SWEEP, f"runs={runs}"])).endswith("12 runs: 12 done\nnothing remains")
 
 
 def test_a_failed_run_has_its_line_until_it_is_repeated(command):

@@ -177,20 +177,17 @@ def test_bf16_and_fp32_agree_roughly(command):
     assert math.isclose(*losses, rel_tol=0.2)
 
 
-def test_four_optimizers_learn_a_part_of_real_cifar10(cifar_root, command):
-    """Far above chance in 4 epochs, counted as they should be."""
+def test_rst_learns_a_part_of_real_cifar10(cifar_root, command):
+    """Far above chance in 4 epochs, counted as it should be."""
     names = ["dataset=cifar10", f"dataset.root={cifar_root}", "dataset.subset=1000", "schedule=constant"]
     sizes = ["trainer.epochs=4", "trainer.batch_size=32", "trainer.test_every=4", "logger=none"]
-    status, _, err = command("-m", *names, *sizes, "optimizer=sgd,sam,rst,grst")
+    status, _, err = command(*names, *sizes, "optimizer=rst")
     assert status == 0, err
-    results = {r["optimizer"]: r for r in (json.loads((f / "result.json").read_text()) for f in command.folders())}
-    assert set(results) == {"sgd", "sam", "rst", "grst"}
-    for result in results.values():
-        assert result["test_accuracy"] > 0.25  # chance is 0.1; four epochs of 31 steps
-    assert results["sgd"]["propagations_per_step"] == 1
-    assert results["sam"]["propagations_per_step"] == 2
-    assert results["rst"]["propagations_per_step"] == results["grst"]["propagations_per_step"]
-    assert results["rst"]["expected_propagations_per_step"] == 1.5
+    (folder,) = command.folders()
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test_accuracy"] > 0.25  # chance is 0.1; four epochs of 31 steps
+    assert result["expected_propagations_per_step"] == 1.5
+    assert result["propagations_per_step"] == 1 + result["sharpness_aware_steps"] / result["steps"]
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

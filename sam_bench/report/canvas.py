@@ -89,8 +89,7 @@ class Canvas:
         inline = self._saved("svg", name)
         prefix = "f" + hashlib.sha256(f"{table.panel.title} {name}".encode()).hexdigest()[:8]
         self.drawing.supxlabel(_wrapped(text), fontsize=6.5, x=0.01, ha="left")  # the settings, in the files
-        plain = self._saved("svg", name, "white").replace(INK, "#222222")  # also readable on a dark page
-        files = {"svg": plain.encode, "pdf": self._saved_pdf}
+        files = {"svg": lambda: self._saved_svg(name), "pdf": self._saved_pdf}
         return Figure(family, name, text, options, self._for_page(inline, title, prefix), files)
 
     def _saved(self, kind: str, name: str, background: str = "none") -> str:
@@ -98,6 +97,11 @@ class Canvas:
             buffer = io.BytesIO()
             self.drawing.savefig(buffer, format=kind, facecolor=background, metadata={"Date": None})
         return buffer.getvalue().decode()
+
+    def _saved_svg(self, name: str) -> bytes:
+        with matplotlib.rc_context(STYLE):
+            # on white, which is also readable on a dark page
+            return self._saved("svg", name, "white").replace(INK, "#222222").encode()
 
     def _saved_pdf(self) -> bytes:
         buffer = io.BytesIO()
@@ -136,19 +140,17 @@ def _wrapped(text: str, width: int = 130) -> str:
 
 
 def precision_and_device(cells: Sequence[Cell]) -> str:
-    """Those of all cells, and their seeds."""
+    """Device and precision of all cells, and the number of seeds."""
     devices = ", ".join(dict.fromkeys(f"{cell.first['device']}, {cell.first['precision']}" for cell in cells))
     counts = sorted({len(cell.runs) for cell in cells})
     return f"{devices}; n = {counts[0]}" if len(counts) == 1 else f"{devices}; n = {counts[0]} to {counts[-1]}"
 
 
-def write(figure: Figure, folder: Path, pdf: bool = True) -> dict[str, str]:
-    """Write the files of a figure into `folder`, PDF files if asked; returns the names by kind."""
+def write(figure: Figure, folder: Path) -> None:
+    """Write the files of a figure into `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for kind, content in figure.files.items():
-            if pdf or kind != "pdf":
-                (folder / f"{figure.name}.{kind}").write_bytes(content())
+            (folder / f"{figure.name}.{kind}").write_bytes(content())
     except OSError as error:
         raise SettingError(f"{folder}: cannot be written: {error.strerror}") from error
-    return {kind: f"{figure.name}.{kind}" for kind in figure.files}

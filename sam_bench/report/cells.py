@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def cost(self) -> float:
-        """The mean counted cost per step of the other rows, so twice the epochs of SGD cost 2."""
+        """Counted cost of the training over the number of steps of the other rows: twice the epochs of SGD cost 2."""
         return self.length * self.mean(results.counted_cost)
 
     def by_seed(self, key: str, scale: float = 1.0) -> dict[int, float]:
@@ -301,10 +301,10 @@ def short_name(key: str) -> str:
 def varied_settings(
     mine: dict[str, Any], same_optimizer: Sequence[dict[str, Any]], neighbors: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """The settings in which a row differs from more than half of the rows of its optimizer, or of all rows.
+    """The settings to state in the label of a row.
 
-    The latter are those of the data set, the trainer and the base optimizer. An inner method other than SAM is always
-    among them. A value that more than half of the rows have is not stated, which leaves labels different.
+    Those whose value at most half of the rows of its optimizer have; for the data set, the trainer and the base
+    optimizer, those that differ from the most common value of the table; and any inner method but SAM.
     """
     bases = [other for other in neighbors if other.get(BASE) == mine.get(BASE)]
 

@@ -34,7 +34,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from sam_bench.errors import SettingError, reason
 from sam_bench.report.cells import Cell
 from sam_bench.report.statistics import LEVEL, Interval, contrast, holm, rank_correlation
-from sam_bench.report.tables import SHARPNESS, Table, escaped, sharpness, shown_interval
+from sam_bench.report.tables import SHARPNESS, Table, for_markdown, sharpness, shown_interval
 from sam_bench.settings import shown, what_is_wrong
 
 FILE = "claims.yaml"
@@ -165,8 +165,8 @@ def markdown(decisions: Sequence[Decision]) -> str:
     parts = []
     for panel in dict.fromkeys(each.panel for each in decisions):
         mine = [each for each in decisions if each.panel == panel]
-        lines = [f"- {escaped(each.claim.claim)}. {escaped(each.sentence)}" for each in mine]
-        parts.append("\n".join([f"**Claims: {escaped(panel)}**", "", *lines]))
+        lines = [f"- {for_markdown(each.claim.claim)}. {for_markdown(each.sentence)}" for each in mine]
+        parts.append("\n".join([f"**Claims: {for_markdown(panel)}**", "", *lines]))
     return "\n\n".join(parts)
 
 

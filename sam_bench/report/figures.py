@@ -61,15 +61,15 @@ def marker(table: Table, row: Row) -> str:
     return MARKERS[_number(table, row) % len(MARKERS)]
 
 
-def escaped(text: str) -> str:
-    """Text of a user's in one line, which matplotlib is not to read as a formula."""
+def for_matplotlib(text: str) -> str:
+    """User text on one line, with $ escaped so that matplotlib does not read a formula."""
     printable = "".join(each if each.isprintable() else " " for each in text)
     return " ".join(printable.split()).replace("$", r"\$")
 
 
 def short(text: str, length: int = 34) -> str:
     """A label in a plot; the page shows all of it when the cell is pointed at."""
-    return escaped(text if len(text) <= length else text[: length - 1].rstrip() + "…")
+    return for_matplotlib(text if len(text) <= length else text[: length - 1].rstrip() + "…")
 
 
 def name_at(axes: Axes, text: str, x: float, y: float, tone: str) -> None:
@@ -304,7 +304,7 @@ def gains(table: Table) -> Iterator[Figure]:
         dots = {i: [value - theirs[seed] for seed, value in mine[i].items() if seed in theirs] for i in intervals}
         canvas = _forest(table, intervals, dots, True)
         label = f"gain over {reference.label}, percentage points"
-        canvas.axes[0].set_xlabel(escaped(label))
+        canvas.axes[0].set_xlabel(for_matplotlib(label))
         together = (
             "with Dunnett's intervals, which hold simultaneously with 95 % confidence for the whole table; a "
             "difference whose interval includes 0 is not distinguishable"
@@ -533,7 +533,9 @@ def sensitivity(table: Table) -> Iterator[Figure]:
             row = table.rows[i]
             dot = axes.plot(value, place, "o", ms=7 if value == best[name] else 4, color=color(table, row))
             canvas.of_cell(dot[0], i, described(row))
-    axes.set_yticks(range(len(order)), [escaped(f"{name} ({len(methods[name])})") for name in order], fontsize=7.5)
+    axes.set_yticks(
+        range(len(order)), [for_matplotlib(f"{name} ({len(methods[name])})") for name in order], fontsize=7.5
+    )
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(table.panel.accuracy_name)
     yield canvas.finished(

@@ -48,14 +48,14 @@ class Page:
     runs: int
 
 
-def build(cells: list[Cell], folder: Path, index: str | None = None, *, pdf: bool = True) -> Page:
+def build(cells: list[Cell], folder: Path, index: str | None = None, *, files_too: bool = True) -> Page:
     """Write index.html, table.md, table.tex, table.csv and figures/ of the runs into a folder.
 
     Args:
         cells: the finished runs.
         folder: where to; it is made.
         index: the address of a page of all experiments.
-        pdf: write the figures as PDF files too, which takes as long as all the rest.
+        files_too: write the figures also as files, to which the page links. It takes as long as all the rest.
     """
     compared = panels(cells)
     about, found = summary(compared, folder), [tables.table(panel) for panel in compared]
@@ -69,7 +69,7 @@ def build(cells: list[Cell], folder: Path, index: str | None = None, *, pdf: boo
     except OSError as error:
         raise SettingError(f"{folder}: cannot be written: {error.strerror}") from error
     shown = [
-        _panel(table, decisions, number, folder, pdf)
+        _panel(table, decisions, number, folder, files_too)
         for number, table in enumerate(tqdm(found, "figures", disable=None, leave=False))
     ]
     commits = sorted({str(run.get("git_commit"))[:7] for run in runs if run.get("git_commit")})
@@ -127,12 +127,14 @@ def description(experiment: str) -> str:
     return " ".join(comment)
 
 
-def _panel(table: Table, decisions: Sequence[Decision], number: int, folder: Path, pdf: bool) -> dict[str, Any]:
+def _panel(table: Table, decisions: Sequence[Decision], number: int, folder: Path, files_too: bool) -> dict[str, Any]:
     columns = tables.filled(table)
     beside = Path("figures", str(number + 1))
     families = []
     for name, group in groupby(figures(table, decisions), key=lambda figure: figure.family):
         variants = list(group)
+        for each in variants if files_too else []:
+            write(each, folder / beside)
         choices = {
             option: list(dict.fromkeys(each.options[option] for each in variants)) for option in variants[0].options
         }
@@ -146,7 +148,7 @@ def _panel(table: Table, decisions: Sequence[Decision], number: int, folder: Pat
                         "options": each.options,
                         "svg": each.svg,
                         "caption": each.caption,
-                        "files": {kind: str(beside / name) for kind, name in write(each, folder / beside, pdf).items()},
+                        "files": {kind: str(beside / f"{each.name}.{kind}") for kind in each.files},
                     }
                     for each in variants
                 ],

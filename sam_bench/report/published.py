@@ -32,7 +32,7 @@ class Published:
 
 @cache
 def rows() -> list[dict[str, str]]:
-    """The file."""
+    """All rows of published.csv."""
     path = next(path for path in FILES if path.exists())
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -110,7 +111,7 @@ def compare(cells: Sequence[dict[int, float]], reference: int, references: int =
     others = [i for i in range(len(cells)) if i != reference]
     limit = 0.0
     if has_spread and others:
-        limit = dunnett_limit([sizes[i] for i in others], sizes[reference], spread.freedom, references)
+        limit = dunnett_limit(tuple(sorted(sizes[i] for i in others)), sizes[reference], spread.freedom, references)
     result: list[Comparison | None] = [None] * len(cells)
     for i in others:
         difference = means[i] - means[reference]
@@ -122,7 +123,8 @@ def compare(cells: Sequence[dict[int, float]], reference: int, references: int =
     return result
 
 
-def dunnett_limit(sizes: Sequence[int], control: int, freedom: int, references: int = 1) -> float:
+@cache
+def dunnett_limit(sizes: tuple[int, ...], control: int, freedom: int, references: int = 1) -> float:
     """The c with P(max |t_i| ≤ c) = 1 - 5 %/references for the t statistics of several groups against one control.
 
     Dunnett, J. Am. Stat. Assoc. 50 (1955) 1096: given s/σ and the mean of the control, the groups are independent, so

@@ -69,7 +69,7 @@ class Table:
         found = []
         for reference in self.references.values() if self.spread.freedom and len(sizes) > 1 else ():
             others = [n for i, n in enumerate(sizes) if i != reference]
-            limit = dunnett_limit(others, sizes[reference], self.spread.freedom, len(self.references))
+            limit = dunnett_limit(tuple(sorted(others)), sizes[reference], self.spread.freedom, len(self.references))
             found.append(detectable_difference(min(others), sizes[reference], self.spread, limit))
         if found:
             return max(found)
@@ -349,13 +349,13 @@ def markdown(tables: Sequence[Table]) -> str:
     for found in tables:
         shown = [column for column in filled(found) if column.title not in LEFT_OUT]
         rows = [[column.title for column in shown], *([column.text(row) for column in shown] for row in found.rows)]
-        head, *below = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
+        head, *below = [f"| {' | '.join(map(for_markdown, row))} |" for row in rows]
         lines = [head, "|" + " --- |" * len(shown), *below]
-        parts.append("\n".join([f"**{escaped(found.panel.title)}**", "", *lines, "", *found.summary()]))
+        parts.append("\n".join([f"**{for_markdown(found.panel.title)}**", "", *lines, "", *found.summary()]))
     return "\n\n".join(parts)
 
 
-def escaped(text: str) -> str:
+def for_markdown(text: str) -> str:
     """The text of a Markdown cell: one line, without cell borders or HTML."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 

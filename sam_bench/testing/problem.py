@@ -113,7 +113,7 @@ class Problem:
         return Problem(self.model, self.images[:1], self.labels[:1], self.examples[:1])
 
     def loss(self) -> float:
-        """Of the first batch at the present weights, without a trace in the model."""
+        """Loss of the first batch at the current weights; leaves the model unchanged."""
         with torch.no_grad():
             return cross_entropy(copy.deepcopy(self.model)(self.images[0]), self.labels[0]).item()
 

@@ -1,7 +1,5 @@
 """Every method keeps the contract. A new file in conf/optimizer/ gets all of it."""
 
-import copy
-
 import pytest
 import torch
 
@@ -143,8 +141,3 @@ def test_any_base_trains(name, base, device):
     optimizer, start = build(name, p.model, BASE.get(base, sgd)(p.model)), p.loss()
     p.run(optimizer, TOTAL)
     assert p.loss() < 0.7 * start
-
-
-def test_the_files_are_those_of_the_battery():
-    assert len(FILES) >= 25
-    assert copy.copy(NAMES) == sorted(NAMES)

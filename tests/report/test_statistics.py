@@ -58,7 +58,7 @@ def test_dunnett_is_that_of_r():
 
 @pytest.mark.parametrize("freedom", [1, 2, 10, 500])
 def test_one_group_has_the_limit_of_a_t_test(freedom):
-    assert statistics.dunnett_limit([4], 9, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-4)
+    assert statistics.dunnett_limit((4,), 9, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_limits_are_those_of_scipy(sizes, control):
     draw = np.random.default_rng(0)
     groups = [draw.normal(size=n) for n in [*sizes, control]]
     spread = statistics.pooled([group.tolist() for group in groups])
-    limit = statistics.dunnett_limit(sizes, control, spread.freedom)
+    limit = statistics.dunnett_limit(tuple(sizes), control, spread.freedom)
     error = spread.deviation * math.sqrt(1 / sizes[0] + 1 / control)
     groups[0] += groups[-1].mean() + limit * error - groups[0].mean()
     test = stats.dunnett(*groups[:-1], control=groups[-1], random_state=draw)
@@ -162,7 +162,7 @@ def verdicts(found):
 def test_the_differences_of_a_table_hold_together():
     """From SGD and from SAM: each family has half of the 5 %."""
     found = page_of(np.random.default_rng(0).normal(50, 1, (5, 3)))
-    limit = statistics.dunnett_limit([3] * 4, 3, 10, 2)
+    limit = statistics.dunnett_limit((3,) * 4, 3, 10, 2)
     half = limit * found.spread.deviation * math.sqrt(2 / 3)
     for row in found.rows:
         for each in (row.gain, row.over_sam):
@@ -216,6 +216,18 @@ def test_coverage_of_the_intervals_of_equal_seeds(seeds):
 
 
 def test_two_references_share_the_error():
-    one, two = (statistics.dunnett_limit([3, 3, 3], 3, 8, references) for references in (1, 2))
+    one, two = (
+        statistics.dunnett_limit(
+            (
+                3,
+                3,
+                3,
+            ),
+            3,
+            8,
+            references,
+        )
+        for references in (1, 2)
+    )
     assert one < two
-    assert statistics.dunnett_limit([3], 3, 8, 2) == pytest.approx(stats.t.ppf(0.9875, 8), rel=1e-3)
+    assert statistics.dunnett_limit((3,), 3, 8, 2) == pytest.approx(stats.t.ppf(0.9875, 8), rel=1e-3)
