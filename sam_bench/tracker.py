@@ -1,12 +1,21 @@
 """Weights & Biases: logs the rows of `metrics.csv`. An error in W&B does not stop the run."""
 
+import re
+import secrets
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sam_bench.errors import reason
 from sam_bench.settings import Settings
+
+
+def id_in(folder: Path) -> str | None:
+    """The id under which W&B has the run in this folder. A run of the same settings in another folder has its own."""
+    names = [path.name for path in sorted(folder.glob("wandb/*run-*"))]
+    return next((found[1] for name in names if (found := re.search(r"run-\d+_\d+-(.+)", name))), None)
 
 
 class Tracker:
@@ -25,7 +34,7 @@ class Tracker:
             entity=settings.logger.entity,
             mode=settings.logger.mode,
             dir=str(folder),
-            id=f"{settings.config_hash}-{settings.seed}",
+            id=id_in(folder) or f"{settings.config_hash}-{settings.seed}-{secrets.token_hex(3)}",
             name=f"{settings.cell}-seed-{settings.seed}",
             resume="allow",
             group=settings.cell,
@@ -62,5 +71,4 @@ class Tracker:
             action()
         except Exception as error:
             self.failed = True
-            reason = " ".join(str(error).split())
-            print(f"warning: logger=wandb: {reason}; training continues without it", file=sys.stderr)
+            print(f"warning: logger=wandb: {reason(error)}; training continues without it", file=sys.stderr)

@@ -55,7 +55,7 @@ def test_every_job_of_a_sweep_has_a_run_of_its_own_with_the_numbers_of_its_resul
         found = records(path)
         run = next(record.run for record in found if record.HasField("run"))
         seed = result["seed"]
-        assert run.run_id == f"{result['config_hash']}-{seed}"
+        assert run.run_id.startswith(f"{result['config_hash']}-{seed}-")
         assert run.run_group == folder.parent.name
         assert run.job_type == "rst"
         assert list(run.tags) == ["digits", "small_resnet", "table-2"]
@@ -94,7 +94,13 @@ def test_a_resumed_run_writes_every_epoch_under_the_same_id(command, wandb):
     library.teardown()
     parts = [records(path) for path in folder.glob("wandb/offline-run-*/*.wandb")]
     ids = {record.run.run_id for part in parts for record in part if record.HasField("run")}
-    assert ids == {f"{state['config_hash']}-0"}
+    (kept,) = ids
+    assert kept.startswith(f"{state['config_hash']}-0-")
+    command(*wandb, f"runs={command.runs}/elsewhere")  # after a change of the code, say
+    library.teardown()
+    (path,) = command.runs.glob("elsewhere/*/*/wandb/offline-run-*/*.wandb")
+    (other,) = {record.run.run_id for record in records(path) if record.HasField("run")}
+    assert other != kept
     for part in parts:
         history = [values(record.history.item) for record in part if record.HasField("history")]
         assert [row["epoch"] for row in history] == [1, 2, 3]
