@@ -64,6 +64,13 @@ def test_the_committed_index_links_the_committed_pages():
     assert page.index(pages) == (EXPERIMENTS / "index.html").read_text(), "make pages"
 
 
+def test_the_differences_in_the_readme_are_those_of_the_claims():
+    found = re.findall(r"[+-][\d.]+ \[[^]]+\]", (REPOSITORY / "README.md").read_text())
+    decided = (EXPERIMENTS / "claims" / "table.md").read_text().partition("| method |")[0]
+    assert len(found) == 2
+    assert all(each in decided for each in found)
+
+
 def own_results(folder):
     """Without those of an earlier experiment, which are links."""
     return [path for path in folder.glob("*/*/result.json") if not path.parent.parent.is_symlink()]
