@@ -128,6 +128,9 @@ class Run:
             numbers = [row["epoch"] for row in rows]
             if numbers != list(range(1, min(len(rows), epochs) + 1)) or not (rows or last["step_of_epoch"]):
                 raise ValueError(f"it has rows of {len(rows)} epochs, not of 1 to {epochs}")
+            # but for those of `trainer.test_perturbation`, which may be switched at a resume
+            if len({tuple(name for name in row if name not in perturbation.COLUMNS) for row in rows}) > 1:
+                raise ValueError("its rows have different columns")
             then, self.machine_changes = last["conditions"], list(last["machine_changes"])
             self.step_of_epoch = last["step_of_epoch"]
             self.seconds, self.peak_memory = last["seconds"], last["peak_memory"]

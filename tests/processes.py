@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -56,10 +55,12 @@ def on_ranks(n: int, folder: Path, *arguments: str) -> tuple[int, str, str]:
     Returns the largest exit status, the standard output of the first rank, and what all have written to stderr. If a
     rank fails, the others are ended, as by torchrun.
     """
+    from torch.distributed import TCPStore
+
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    ranks = [CONTEXT.Process(target=_rank, args=(rank, n, port, folder, list(arguments))) for rank in range(n)]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # outlives the ranks, as torchrun's
+    given = n, store.port, folder, list(arguments)
+    ranks = [CONTEXT.Process(target=_rank, args=(rank, *given)) for rank in range(n)]
     for each in ranks:
         each.start()
     deadline = time.monotonic() + 240
@@ -82,6 +83,7 @@ def _rank(rank: int, n: int, port: int, folder: Path, arguments: list[str]) -> N
     torch.set_num_threads(1)
     of_torchrun = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in of_torchrun.items()})
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     ranks.LAUNCHED, ranks.RANK = True, rank
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

@@ -87,8 +87,8 @@ def test_all_others_are_refused(tmp_path):
     (found, _) = on_ranks(2, tmp_path / "ranks", refusals)
     allowed = {"sgd", "adamw", "timm", "sam", "adasam", "lesam", "sam_on", "stable_sam", "asam", "rst", "late_sam"}
     assert set(found) == {*NAMES, "mixed"} - allowed
-    assert "whole parameters: GSAM needs them" in found["gsam"]
-    assert "all parameters sharded, or none" in found["mixed"]
+    assert "unsharded parameters, which GSAM requires" in found["gsam"]
+    assert "all of them sharded, or none" in found["mixed"]
 
 
 def held(rank, ranks) -> int:
