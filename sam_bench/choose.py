@@ -41,7 +41,7 @@ def choose(panel: Panel, failed: list[dict[str, Any]]) -> dict[str, Any]:
     seeds = {name: _seeds(trials) for name, trials in methods.items()}
     for has, of_each in (("{} trials", numbers), ("the seeds {}", seeds)):
         if len(set(of_each.values())) > 1:
-            fewest, most = (by(of_each, key=lambda name: of_each[name]) for by in (min, max))
+            fewest, most = min(of_each, key=of_each.__getitem__), max(of_each, key=of_each.__getitem__)
             raise SettingError(
                 f"{panel.title}: {fewest} has {has.format(of_each[fewest])}, {most} has {of_each[most]}; equal tuning "
                 "needs the same (python -m sam_bench.status shows what is missing)"

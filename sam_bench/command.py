@@ -124,8 +124,8 @@ def main() -> None:
         print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except FailedRuns as error:
-        ranks.let_the_first_print()
         if str(error):
+            ranks.let_the_first_print()
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:

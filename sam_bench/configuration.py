@@ -137,11 +137,10 @@ def settings_of_run(
     if "tuned" in config:
         notes += tuning.apply(config, choices, overrides)
     settings = Settings.of(config, choices)
-    # those of this machine, and those that another run of the sweep takes
-    unused = left_out | set(unused_schedule(settings, overrides, folders))
+    # without the folders of this machine, and without what only other runs of the sweep take
+    unused = left_out | {each.lstrip("+") for each in unused_schedule(settings, overrides, folders)}
     given = [each for each in overrides if not each.startswith(("runs=", "dataset.root="))]
-    given = [each for each in given if each.lstrip("+") not in unused and each not in unused]
-    command = shlex.join(["python", "-m", "sam_bench", *given])
+    command = shlex.join(["python", "-m", "sam_bench", *(each for each in given if each.lstrip("+") not in unused)])
     return settings.model_copy(
         update={"stated": [each for each in stated if each not in left_out], "command": command}
     ), notes

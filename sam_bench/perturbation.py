@@ -26,7 +26,7 @@ def measure(optimizer: Descent, closure: BatchClosure) -> dict[str, float | None
         loss_at_theta: L_B(θ).
         epsilon_loss_rise: L_B(θ + ε) - L_B(θ).
 
-        All but the loss at θ are None if no pass of the step is at other weights than θ, and each that is not finite.
+        All but the loss at θ are None if every pass of the step is at θ. A value that is not finite is None.
     """
     if isinstance(optimizer, RST) and not isinstance(optimizer, S2SAM):
         optimizer = optimizer.inner

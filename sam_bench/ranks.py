@@ -185,7 +185,7 @@ def collective() -> Iterator[None]:
 def let_the_first_print() -> None:
     """Wait, unless this is the first rank, which prints an error of the settings: all ranks have the same.
 
-    torchrun ends all processes as soon as one exits. Who is still there after the wait has an error of its own.
+    torchrun ends all processes as soon as one exits. A rank that still runs after the wait has an error of its own.
     """
     if RANK:
         time.sleep(30)

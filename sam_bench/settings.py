@@ -80,7 +80,7 @@ class DatasetSettings(Target):
     @property
     def label(self) -> str:
         """The name under which results are compared. For a folder of images, the folder's name."""
-        return self.root.resolve().name if self.target == IMAGE_FOLDER and self.root else self.name
+        return dataset_label(self.name, self.target, self.root)
 
 
 class OptimizerSettings(Target):
@@ -336,6 +336,11 @@ def leaves(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def is_base_alone(target: str) -> bool:
     """Whether the class of a method is `Descent`, which adds nothing to the base optimizer."""
     return target.endswith(".Descent")
+
+
+def dataset_label(name: str, target: str, root: str | Path | None) -> str:
+    """The name of a data set in results: that of its folder for a folder of images."""
+    return Path(root).resolve().name if target == IMAGE_FOLDER and root else name
 
 
 def for_dataset(method: dict[str, Any], dataset: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from sam_bench.errors import SettingError, did_you_mean, reason
-from sam_bench.settings import IMAGE_FOLDER, what_is_wrong
+from sam_bench.settings import dataset_label, for_dataset, what_is_wrong
 
 AUTO = "auto"  # +tuned=auto: that of this data set and model
 HERE = Path(__file__).resolve().parent
@@ -30,8 +30,7 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
     """
     if config.tuned == AUTO:
         dataset = config.dataset
-        of_folder = dataset.get("_target_") == IMAGE_FOLDER and dataset.get("root")
-        label = Path(dataset.root).resolve().name if of_folder else choices["dataset"]
+        label = dataset_label(choices["dataset"], dataset.get("_target_"), dataset.get("root"))
         config.tuned = f"{label}-{choices['model']}"
     name = str(config.tuned)
     methods = read(name)
@@ -43,12 +42,15 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
         raise SettingError(f"tuned={name}: has no settings for {method}; it has {', '.join(methods)}")
     overridden = [override.lstrip("+~").partition("=")[0] for override in overrides]
 
-    def given(key: str) -> Any:
-        """The value of an overridden setting, of this data set if it has one for each; None if it is not overridden."""
-        if not any(name == key or name.startswith(f"{key}.") for name in overridden):
-            return None
+    def is_overridden(key: str) -> bool:
+        return any(each == key or each.startswith(f"{key}.") for each in overridden)
+
+    def value_of(key: str) -> Any:
+        """The value of a setting, for this data set if it has one for each."""
         value = OmegaConf.select(config, key)
-        return value.get(choices["dataset"], value.get("cifar10")) if isinstance(value, DictConfig) else value
+        if isinstance(value, DictConfig):
+            return for_dataset({key: OmegaConf.to_container(value)}, choices["dataset"]).get(key)
+        return value
 
     skipped = ""
     for candidate, moved in candidates.items():
@@ -58,7 +60,7 @@ def apply(config: DictConfig, choices: Mapping[str, Any], overrides: list[str]) 
         trials = [trial for trial in methods[candidate]["trials"] if not trial["failed"]]
         for trial in sorted(trials, key=lambda trial: -trial["validation_accuracy"]):
             found = {key.replace("optimizer.", f"optimizer.{moved}", 1): v for key, v in trial["settings"].items()}
-            if any(given(key) not in (None, value) for key, value in found.items()):
+            if any(value_of(key) != value for key, value in found.items() if is_overridden(key)):
                 continue
             for setting, value in found.items():
                 with open_dict(config):

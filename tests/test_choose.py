@@ -87,6 +87,18 @@ def test_a_value_for_each_data_set_is_an_override_too(tuned, capfd):
     assert (same.optimizer.arguments["rho"], same.tuned) == (0.1, str(path))
 
 
+def test_null_is_an_override_too(tuned, capfd):
+    run(tuned.runs, capfd)
+    path = tuned.runs / "digits-small_resnet.yaml"
+    content = yaml.safe_load(path.read_text())
+    trial = {"settings": {"optimizer.sparsity": 0.8}, "validation_accuracy": 0.7}
+    content["methods"]["ssam_f"] = {"base": "sgd", "trials": [trial]}
+    path.write_text(yaml.safe_dump(content))
+    assert compose_settings("optimizer=ssam_f", f"+tuned={path}").optimizer.arguments["sparsity"] == 0.8
+    stated = compose_settings("optimizer=ssam_f", "optimizer.sparsity=null", f"+tuned={path}")
+    assert (stated.optimizer.arguments["sparsity"], stated.tuned) == (None, None)
+
+
 def test_a_failed_trial_is_never_applied(tuned, capfd):
     run(tuned.runs, capfd)
     path = tuned.runs / "digits-small_resnet.yaml"

@@ -129,7 +129,7 @@ def test_a_rank_is_killed_or_all_are_stopped(tmp_path, one_thread):
     arguments = [*TINY, "trainer.epochs=20", "optimizer=grst", "schedule=constant", "trainer.checkpoint_minutes=0"]
     run(2, tmp_path / "undisturbed", *arguments)
     runs, one = tmp_path / "runs", tmp_path / "one"
-    (folder,) = (settings(*arguments, f"runs={each}").folder for each in [runs])
+    folder = settings(*arguments, f"runs={runs}").folder
     for number in (signal.SIGTERM, signal.SIGKILL):
         before = results.finished_epochs(folder)
         process = start(2, *arguments, f"runs={runs}")

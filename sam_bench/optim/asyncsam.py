@@ -35,7 +35,7 @@ class AsyncSAM(SideBySide):
             chosen = self.ascent_selection(closure)
             share = self.share_of(closure, chosen)
             loss = self.both(lambda: self.propagate(closure, chosen), lambda: self.perturbed_pass(closure), share)
-        self.remember("previous", self.trainable(), self.scratch("g", self.trainable()))
+        self.remember_g()
         return loss
 
     def perturbed_pass(self, closure: Closure) -> None:

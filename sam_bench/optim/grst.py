@@ -66,7 +66,7 @@ class GRST(RST):
             allowed = "a method with SAM's two passes, the first over all tensors: not ESAM unless beta=1"
             raise ArgumentError("inner", type(inner).__name__, allowed)
         self.memory_copies = inner.memory_copies + (not inner.keeps_g)
-        inner.keeps_g = inner.needs_mean_g = True
+        inner.keeps_g = inner.mixes_g = inner.needs_mean_g = True
         self.gamma, self.weight, self.gamma_max, self.unit_norm = gamma, weight, gamma_max, unit_norm
         self.gamma_t: Tensor | None = None  # γ(t) on the device, if it follows from w
 

@@ -66,8 +66,8 @@ class LookSAM(SAM):
             self.look()
         else:
             loss = self.propagate(closure)
-            if self.keeps_g:
-                self.keep_g()  # for G-RST
+            if self.mixes_g:
+                self.keep_g()
             self.reuse()
         return loss
 

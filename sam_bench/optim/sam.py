@@ -88,6 +88,7 @@ class SAM(Descent):
     perturbed_copies = 1  # how many of those are of perturbed parameters alone
     unschedulable = ""
     takes_shards = True
+    mixes_g = False  # whether G-RST reads `scratch("g")` after the gradient of every step
     keeps_g = False  # whether a copy of g is kept in `scratch("g")` during the second pass
     whole_gradient = True  # whether the first pass gives the gradient of every tensor
     needs_mean_g = False  # whether g enters the update or the state, which are the same on all ranks
@@ -240,9 +241,8 @@ class SAM(Descent):
         """Multiply the direction by radius/norm in place, with the radius of each parameter's group."""
         norm = norm + TINY
         radii = [self.radius(group) for group in self.param_groups if self.is_perturbed(group)]
-        if (
-            len({id(rho) if isinstance(rho, Tensor) else rho for rho in radii}) == 1
-        ):  # tensors by identity, since comparing values would wait for the device
+        # tensors by identity, since comparing values would wait for the device
+        if len({id(rho) if isinstance(rho, Tensor) else rho for rho in radii}) == 1:
             torch._foreach_mul_(direction, self.within_budget(radii[0], norm) / norm)
             return
         part_of = dict(zip(params, direction, strict=True))

@@ -9,8 +9,7 @@ Xie, Pethick, Cevher: SAMPa: Sharpness-aware Minimization Parallelized, NeurIPS 
 
 The two gradients of a step do not depend on each other: see `side_by_side`. For SGD, the step to y is that with weight
 decay and momentum, as in the authors' code, without Nesterov or dampening. For other bases it is ηd. In the first step
-both batches are B.
-BatchNorm statistics, loss and logits are those of the pass at y.
+both batches are B. BatchNorm statistics, loss and logits are those of the pass at y.
 Deviation: the authors' code needs two devices. Here one device can make both passes.
 """
 
@@ -70,7 +69,7 @@ class SAMPa(SideBySide):
         loss = self.both(lambda: self.pass_at_y(closure), lambda: self.perturbed_pass(closure))
         params = self.params_with_grad()
         torch._foreach_lerp_(self.grads(params), self.scratch("g", params), self.lam)
-        self.remember("previous", self.trainable(), self.scratch("g", self.trainable()))
+        self.remember_g()
         for kept, now in ((self.images, closure.images), (self.labels, closure.labels)):
             assert kept is not None
             kept.resize_(now.shape).copy_(now)

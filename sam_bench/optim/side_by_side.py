@@ -86,6 +86,11 @@ class SideBySide(SAM):
             as_one(tensors, partial(distributed.broadcast, src=rank, group=self.pair))
         return loss
 
+    def remember_g(self) -> None:
+        """Keep the gradient in `scratch("g")` as the previous gradient."""
+        params = self.trainable()
+        self.remember("previous", params, self.scratch("g", params))
+
     def trainable(self) -> list[Tensor]:
-        """The parameters that `scratch("g")` has the plain pass's gradients of, with zeros where it gave none."""
+        """The parameters that have a gradient in `scratch("g")`."""
         return [p for p in self.params() if p.requires_grad]

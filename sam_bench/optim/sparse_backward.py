@@ -1,7 +1,7 @@
 """The implicit form of sparse SAM: a backward that leaves out the products with masked weights.
 
-Mi et al., arXiv 2306.17504. Within `SparseBackward`, linear layers and 2-d convolutions give
-their inputs the gradient
+Mi et al., arXiv 2306.17504. Within `SparseBackward`, linear layers and 2-d convolutions give their
+inputs the gradient
 
     ∂L/∂x = ∂L/∂y · (m ⊙ W)        instead of ∂L/∂y · W
 

@@ -62,7 +62,7 @@ class Cell:
 
     @property
     def cost(self) -> float:
-        """Counted cost of the training over the number of steps of the other rows: twice the epochs of SGD cost 2."""
+        """The mean counted cost per step, times `length`: SGD with twice the epochs costs 2."""
         return self.length * self.mean(results.counted_cost)
 
     def by_seed(self, key: str, scale: float = 1.0) -> dict[int, float]:
@@ -114,7 +114,7 @@ class Panel:
         kinds = Counter(run["sharpness"]["kind"] for run in self.runs if run.get("sharpness"))
         return max(sorted(kinds), key=kinds.__getitem__, default="")
 
-    @property
+    @cached_property
     def slowdown(self) -> float:
         """Speed of the fastest run over that of the slowest, of the same method and cost; 1 if there are no two."""
         speeds: dict[str, list[float]] = defaultdict(list)
@@ -262,13 +262,13 @@ class ComparedIn(NamedTuple):
 
 
 def _with_longer_trainings(groups: Mapping[ComparedIn, list[Cell]]) -> dict[ComparedIn, list[Cell]]:
-    """Move base optimizers alone to the table that differs from theirs in its number of epochs only, if there is one.
+    """Move base optimizers into the one table that differs from theirs in the number of epochs alone, if there is one.
 
-    So SGD can be compared with a method at equal cost: twice the epochs for what SAM costs.
+    So SGD can be compared with SAM at equal cost, with twice the epochs.
     """
     joined = {key: list(cells) for key, cells in groups.items()}
     tables = [key for key, cells in groups.items() if not all(cell.is_base for cell in cells)]
-    for key in groups.keys() - tables:
+    for key in [key for key in groups if key not in tables]:
         alike = [table for table in tables if table._replace(epochs=key.epochs) == key]
         if len(alike) == 1:
             length = key.epochs / alike[0].epochs

@@ -180,7 +180,7 @@ def _decide(claim: Claim, table: Table) -> Decision | None:
     if len(set(indices)) < len(indices):
         raise SettingError(f"{FILE}: {claim.claim!r}: `rows` and `than` should be different rows, each given once")
     of, than = ([_first(claim, table.panel.accuracies[row]) for row in side if row is not None] for side in sides)
-    difference = contrast([list(cell.values()) for cell in of], [list(cell.values()) for cell in than])
+    difference = contrast(of, than)
     sizes = sorted({len(cell) for cell in [*of, *than]})
     n = f"n = {sizes[0]} each" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}"
     interval, margin = difference.interval(claim.level), claim.margin
@@ -195,9 +195,9 @@ def _decide(claim: Claim, table: Table) -> Decision | None:
     return _decision(claim, table, holds, fails, interval, n, p, sizes[0])
 
 
-def _first(claim: Claim, by_seed: dict[int, float]) -> dict[int, float]:
+def _first(claim: Claim, by_seed: dict[int, float]) -> list[float]:
     """The values of the seeds that decide the claim."""
-    return dict(sorted(by_seed.items())[: claim.seeds])
+    return [by_seed[seed] for seed in sorted(by_seed)[: claim.seeds]]
 
 
 def _trend(claim: Claim, table: Table) -> Decision | None:
@@ -209,7 +209,7 @@ def _trend(claim: Claim, table: Table) -> Decision | None:
     ]
     if len(measured) < 5:  # of four, no order has a p below 5 %
         return None
-    means = [[sum(values.values()) / len(values) for values in pair] for pair in measured]
+    means = [[sum(values) / len(values) for values in pair] for pair in measured]
     interval, p = rank_correlation([x for x, _ in means], [y for _, y in means])
     fewest = min(len(values) for pair in measured for values in pair)
     is_clear, n = p <= 1 - LEVEL, f"n = {len(means)} rows"

@@ -259,13 +259,12 @@ def claims(table: Table, decisions: Sequence[Decision]) -> Iterator[Figure]:
         return
     canvas = Canvas(1.1 + 0.27 * len(mine))
     (axes,) = canvas.axes
+    highest = max((d.interval.high for d in mine if not math.isinf(d.interval.high)), default=0.0)
     for place, each in enumerate(reversed(mine)):
         mark, tone = MARK_OF[each.verdict]
         if margin := each.claim.margin:
-            low = -margin
-            highest = max(margin, *(d.interval.high for d in mine if not math.isinf(d.interval.high)), margin)
-            high = margin if each.claim.rule == "equivalent" else highest
-            axes.barh(place, high - low, left=low, height=0.62, color=INK, alpha=0.1)
+            high = margin if each.claim.rule == "equivalent" else max(margin, highest)
+            axes.barh(place, high + margin, left=-margin, height=0.62, color=INK, alpha=0.1)
         bars = error_bars(each.interval)
         axes.errorbar(each.interval.estimate, place, xerr=bars, fmt=mark, ms=6, color=tone, lw=1.4, capsize=2)
     labels = [f"{short(each.claim.claim, 70)}: {VERDICTS[each.verdict].lower()}" for each in reversed(mine)]

@@ -133,11 +133,8 @@ def run(build, base, device):
     return weights(p) + momenta
 
 
-# those over every method differ from each other in the gradient alone, not in what the base does with it
-CASES = [(case, base) for case in EQUAL for base in ([sgd] if "G-RST γ" in case and "over" in case else [sgd, adamw])]
-
-
-@pytest.mark.parametrize(("case", "base"), CASES)
+@BASES
+@pytest.mark.parametrize("case", EQUAL)
 def test_equal(case, base, device):
     one, other = (run(build, base, device) for build in EQUAL[case])
     assert same(one, other)

@@ -216,18 +216,6 @@ def test_coverage_of_the_intervals_of_equal_seeds(seeds):
 
 
 def test_two_references_share_the_error():
-    one, two = (
-        statistics.dunnett_limit(
-            (
-                3,
-                3,
-                3,
-            ),
-            3,
-            8,
-            references,
-        )
-        for references in (1, 2)
-    )
+    one, two = (statistics.dunnett_limit((3,) * 3, 3, 8, references) for references in (1, 2))
     assert one < two
     assert statistics.dunnett_limit((3,), 3, 8, 2) == pytest.approx(stats.t.ppf(0.9875, 8), rel=1e-3)
